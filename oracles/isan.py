@@ -55,9 +55,9 @@ class ISAN(RecurrentOracle):
         if transitions.shape != expected_a:
             raise ShapeError("transitions", a_shape, expected_a, transitions.shape)
         for name, value in {
-            "initial": initial,
-            "transitions": transitions,
-            "readouts": readouts,
+            "initial": initial.copy(),
+            "transitions": transitions.copy(),
+            "readouts": readouts.copy(),
             "horizon": horizon,
             "vocab_size": vocab_size,
         }.items():

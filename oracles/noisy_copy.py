@@ -76,22 +76,22 @@ class NoisyCopy(RecurrentOracle):
         last coordinate is the constant 1 until the last block is written over it.
         Raises ZeroProbabilityError for noise 0 or 1 (infinite logits) when A > 1.
         """
+        horizon = 2 * self.length
         if self.vocab_size == 1:
-            return ISAN(np.ones(1), np.ones((1, 1, 1)), np.zeros((1, 1)), self.horizon)
+            return ISAN(np.ones(1), np.ones((1, 1, 1)), np.zeros((1, 1)), horizon)
         if self.noise in (0.0, 1.0):
             raise ZeroProbabilityError(f"noise = {self.noise:g} makes infinite logits: choose 0 < noise < 1")
         right, wrong = self._log_probabilities()
         codes = _sum_zero_basis(self.vocab_size)
         size = self.vocab_size - 1
         width = self.length * size
-        transitions = np.tile(np.eye(width), (self.horizon - 1, self.vocab_size, 1, 1))
-        readouts = np.zeros((self.horizon, self.vocab_size, width))
+        transitions = np.tile(np.eye(width), (horizon - 1, self.vocab_size, 1, 1))
+        readouts = np.zeros((horizon, self.vocab_size, width))
         for i in range(self.length):
             block = slice(i * size, (i + 1) * size)
-            transitions[i, :, block, block] = 0.0
-            transitions[i, :, block, -1] = codes
+            transitions[i, :, block, -1] = codes  # this block of the state is 0, or the constant itself
             readouts[self.length + i, :, block] = (right - wrong) * codes
-        return ISAN(np.eye(width)[-1], transitions, readouts, self.horizon)
+        return ISAN(np.eye(width)[-1], transitions, readouts, horizon)
 
     def _log_probabilities(self) -> tuple[float, float]:
         """Log P(the copied token), log P(any other token)."""

@@ -65,7 +65,7 @@ class ProbabilisticAutomaton(RecurrentOracle):
         delta: (S, A) integers, delta[s, z] the next state, or −1 where z is disabled in s.
         Raises ParameterError if a state where everything is disabled can be reached before the end.
         """
-        table = np.asarray(delta) if axes_of(delta) == 2 else np.empty(0)
+        table: np.ndarray = np.asarray(delta) if axes_of(delta) == 2 else np.empty((0, 0))
         if table.dtype.kind not in "iu" or table.size == 0:
             raise ShapeError(
                 "delta",
@@ -86,8 +86,7 @@ class ProbabilisticAutomaton(RecurrentOracle):
                 raise ParameterError(
                     f"state {state} is reached after {t} tokens and enables none: shorten horizon"
                 )
-            targets = table[reached]
-            reached = np.isin(np.arange(states), targets[targets >= 0])
+            reached = np.isin(np.arange(states), table[reached])
         transitions = np.zeros((vocab_size, states, states))
         source, token = np.nonzero(enabled)
         transitions[token, source, table[source, token]] = 1 / enabled.sum(axis=1)[source]

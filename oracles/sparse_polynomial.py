@@ -49,7 +49,7 @@ class SparsePolynomial(RecurrentOracle):
         for name, value in {
             "n": n,
             "subsets": subsets,
-            "weights": weights,
+            "weights": weights.copy(),
             "bias": as_number("bias", self.bias, -np.inf),
             "vocab_size": 2,
             "horizon": n + 1,

@@ -58,7 +58,7 @@ class Tabular(RecurrentOracle):
     def _log_laws(self) -> list[Float[np.ndarray, "histories A"]]:
         tables = []
         masses = self.probabilities.ravel()
-        for _ in range(self.horizon):
+        for _ in range(self.probabilities.ndim):
             masses = masses.reshape(-1, self.vocab_size)
             totals = masses.sum(axis=1, keepdims=True)
             impossible = totals == 0

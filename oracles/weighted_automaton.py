@@ -56,9 +56,8 @@ class WeightedAutomaton(RecurrentOracle):
         if final.shape != initial.shape:
             raise ShapeError("final", "(n_states,)", initial.shape, final.shape)
         for name, value in {
-            "initial": initial,
-            "weights": weights,
-            "final": final,
+            "initial": initial.copy(),
+            "weights": weights.copy(),
             "horizon": horizon,
             "vocab_size": weights.shape[-3],
         }.items():
@@ -77,7 +76,8 @@ class WeightedAutomaton(RecurrentOracle):
         return len(self.initial)
 
     def __repr__(self) -> str:
-        return f"WeightedAutomaton(n_states={self.n_states}, vocab_size={self.vocab_size}, horizon={self.horizon})"
+        sizes = f"n_states={self.n_states}, vocab_size={self.vocab_size}, horizon={self.horizon}"
+        return f"WeightedAutomaton({sizes})"
 
     def first_row(self) -> Float[np.ndarray, "S"]:
         return self.initial
@@ -148,6 +148,6 @@ def _real(
     noise = _NOISE * absolute
     if (masses < -SUM_TOLERANCE - noise).any():
         raise ProbabilityError(
-            f"conditional mass {masses.min():.3g} < 0 at position {position}: these weights are not a distribution"
+            f"conditional mass {masses.min():.3g} < 0 at position {position}: the weights are not a law"
         )
     return masses > noise

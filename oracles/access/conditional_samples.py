@@ -47,7 +47,7 @@ class ConditionalSampleAccess(StringAccess):
         block_rows: int = BLOCK_ROWS,
     ) -> None:
         refuse_cache(cache)
-        mixing = as_number("noise", 0.0 if noise is None else noise, 0, 1)
+        mixing = as_number("noise", 0.0 if noise is None else noise, 0.0, 1.0)
         super().__init__(oracle, budget, seed, block_rows, mixing)
         self._numbers = DrawNumbers()
         self._ask_laws = _law_asker(oracle, mixing)

@@ -59,7 +59,7 @@ class LogitAccess(StringAccess):
         verify_tolerance: float = 1e-6,
     ) -> None:
         super().__init__(oracle, budget, seed, block_rows)
-        noise = as_number("noise", 0.0 if noise is None else noise, 0)
+        noise = as_number("noise", 0.0 if noise is None else noise, 0.0)
         store = as_cache(cache, oracle)
         identity = "" if store is None else store.identify(oracle)
         self._space = Space(identity, self.kind, noise, self._seed if noise else 0, self.vocab_size)
@@ -176,7 +176,7 @@ def _verification(
     if cache is None:
         raise ParameterError("verify_every checks answers against a cache: pass cache=True or a path too")
     every = as_integer("verify_every", verify_every, 1)
-    return Verification(every, as_number("verify_tolerance", verify_tolerance, 0))
+    return Verification(every, as_number("verify_tolerance", verify_tolerance, 0.0))
 
 
 def _shown(packing: Packing, key: bytes) -> str:

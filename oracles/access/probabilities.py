@@ -49,7 +49,7 @@ class ConditionalProbabilityAccess(StringAccess):
         block_rows: int = BLOCK_ROWS,
     ) -> None:
         super().__init__(oracle, budget, seed, block_rows)
-        self._noise = as_number("noise", 0.0 if noise is None else noise, 0)
+        self._noise = as_number("noise", 0.0 if noise is None else noise, 0.0)
         store = as_cache(cache, oracle)
         self._cached = store is not None
         self._identity = "" if store is None else store.identify(oracle)

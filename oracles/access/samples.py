@@ -39,7 +39,7 @@ class SampleAccess(StringAccess):
         block_rows: int = BLOCK_ROWS,
     ) -> None:
         refuse_cache(cache)
-        mixing = as_number("noise", 0.0 if noise is None else noise, 0, 1)
+        mixing = as_number("noise", 0.0 if noise is None else noise, 0.0, 1.0)
         super().__init__(oracle, budget, seed, block_rows, mixing)
 
 

@@ -50,7 +50,7 @@ class TopLogitAccess(Access):
     ) -> None:
         super().__init__(oracle, budget, seed, block_rows)
         self._k = min(as_integer("k", k, 1), self.vocab_size)
-        self._noise = as_number("noise", 0.0 if noise is None else noise, 0)
+        self._noise = as_number("noise", 0.0 if noise is None else noise, 0.0)
         store = as_cache(cache, oracle)
         self._identity = "" if store is None else store.identify(oracle)
         self._answerer = Answerer(self._meter, store, self._block_rows)

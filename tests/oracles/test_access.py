@@ -252,6 +252,14 @@ def test_meter_buys_the_longest_affordable_prefix(entries, limits, earlier):
     assert (meter.ledger - Ledger()) == spent
 
 
+def test_entries_without_queries_submit_no_prefix():
+    meter = Meter(Budget(distinct_prefixes=1))
+    charge = Charge.of([b"a", b"b", b"b"], 3, repeats=[0, 2, 1])
+    np.testing.assert_array_equal(meter.affordable(charge), [0, 2, 1])
+    meter.pay(charge)
+    assert meter.ledger == Ledger(3, 1, 0, 0)
+
+
 # --- logits ------------------------------------------------------------------------------------
 
 
@@ -424,7 +432,8 @@ def sorted_pairs(pairs):
 @given(batches, st.integers(0, 4), limits, st.integers(1, 5))
 def test_draw_budgets(batch, draws, budget, block_rows):
     def new(budget=None):
-        return ConditionalSampleAccess(HMM, budget, seed=2, block_rows=block_rows)
+        rows = 1 << 14 if budget is None else block_rows
+        return ConditionalSampleAccess(HMM, budget, seed=2, block_rows=rows)
 
     queries = [(tuple(h), len(h), 1) for h in batch for _ in range(draws)]
     count, spent = take_within(budget, queries)
@@ -463,6 +472,8 @@ def test_sample_charges_and_budget(kind):
     assert whole.shape == (7, T)
     np.testing.assert_array_equal(kind(HMM, seed=5).sample(7, length=2), whole[:, :2])
     assert not np.array_equal(kind(HMM, seed=6).sample(7), whole)
+    other = LogitAccess if kind is SampleAccess else SampleAccess
+    assert not np.array_equal(other(HMM, seed=5).sample(7), whole)  # fresh strings for a validation
 
 
 # --- exact conditional probabilities -------------------------------------------------------------
@@ -533,6 +544,7 @@ def test_probability_noise_has_the_moments_of_a_uniform_law():
     exact = ConditionalProbabilityAccess(HMM).log_probs(histories, futures)
     error = (ConditionalProbabilityAccess(HMM, noise=0.5).log_probs(histories, futures) - exact) / 0.5
     assert np.abs(error).max() <= 1 + 1e-9
+    assert np.linalg.matrix_rank(error) == len(histories)  # no sum of a noise of h and a noise of f
     bound = np.sqrt(np.log(1e9) / (2 * error.size))
     assert abs(error.mean()) < 2 * bound
     assert abs((error**2).mean() - 1 / 3) < bound
@@ -579,6 +591,10 @@ def test_successive_draws_and_different_histories_are_independent():
     agrees(joint(draws.T), np.kron(law[0], law[1]))
     agrees(joint(draws[0].reshape(-1, 2)), np.kron(law[0], law[0]))
     agrees(joint(np.stack([draws[0, :-1:2], draws[1, 1::2]], axis=1)), np.kron(law[0], law[1]))
+    access = ConditionalSampleAccess(HMM, seed=9)
+    pairs = np.exp(HMM.score(np.array(list(itertools.product(range(A), repeat=2)))))
+    for strings in (access.complete([[]], 100_000, length=2)[0], access.sample(100_000, length=2)):
+        agrees(joint(strings.reshape(-1, 4)), np.kron(pairs, pairs))
 
 
 @given(st.lists(st.tuples(batches, st.integers(0, 5)), max_size=4), st.randoms(), st.sampled_from([1, 2, 99]))
@@ -625,6 +641,15 @@ def test_many_draws_cross_the_tiles():
     np.testing.assert_array_equal(counts[0], np.bincount(tokens[:40_000], minlength=A))
     np.testing.assert_array_equal(counts[2], np.bincount(tokens[40_000:], minlength=A))
     assert counts.sum() == 40_020
+
+
+def test_completions_do_not_depend_on_blocks():
+    histories = [[0, 1], [2], [1, 2], [0, 1], [2, 2]]
+    whole = ConditionalSampleAccess(HMM).complete(histories, 60)
+    for block_rows in (1, 7, 100):
+        parts = ConditionalSampleAccess(HMM, block_rows=block_rows).complete(histories, 60)
+        for part, full in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(part, full)
 
 
 def test_completions_extend_next_tokens_and_shorter_completions():
@@ -753,6 +778,11 @@ def test_a_teacher_that_changes_is_found():
     watchful.logits(histories)
     with pytest.raises(InconsistentAnswerError, match="logits"):
         watchful.logits(histories)
+    slow = LogitAccess(Broken(HMM, drift=1e-3), cache=True, verify_every=4)
+    for _ in range(1 + 3):
+        slow.logits([[0]])
+    with pytest.raises(InconsistentAnswerError):  # the fourth repeat, one question at a time
+        slow.logits([[0]])
     honest = LogitAccess(HMM, budget=11, cache=True, verify_every=4)
     for _ in range(3):
         honest.logits(histories)

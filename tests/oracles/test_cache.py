@@ -1,11 +1,13 @@
 """Caches: what was paid for stays, in memory and on disk, and never under another name."""
 
+import gc
 import os
 import pickle
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import numpy as np
 import pytest
@@ -117,6 +119,19 @@ def test_one_memory_cache_keeps_teachers_apart():
     again = LogitAccess(teacher, cache=shared)
     again.logits([[1], [2]])
     assert again.ledger == Ledger(1, 1, 1, 0)
+
+
+def test_a_memory_cache_keeps_its_teachers_alive():
+    """Or another model could come to the same address and inherit the answers."""
+    cache, teacher = MemoryCache(), hmm()
+    LogitAccess(teacher, cache=cache).logits([[0]])
+    alive = weakref.ref(teacher)
+    del teacher
+    gc.collect()
+    assert alive() is not None
+    del cache
+    gc.collect()
+    assert alive() is None
 
 
 def test_noise_and_seed_have_answers_of_their_own(tmp_path):

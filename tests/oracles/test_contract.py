@@ -3,13 +3,9 @@
 import numpy as np
 import pytest
 
+from lrlm_sim.testing import check_oracle
 from oracles.errors import HorizonError, ShapeError, TokenError
 from tests.registry import ORACLES
-
-try:  # the suite for users is part of lrlm_sim; the laws below do not need it
-    from lrlm_sim.testing import check_oracle
-except ImportError:  # pragma: no cover
-    check_oracle = None
 
 
 @pytest.fixture(params=list(ORACLES), name="oracle")
@@ -17,7 +13,6 @@ def _oracle(request):
     return ORACLES[request.param]()
 
 
-@pytest.mark.skipif(check_oracle is None, reason="lrlm_sim.testing is not there yet")
 def test_contract(oracle):
     check_oracle(oracle)
 

@@ -40,6 +40,20 @@ def test_exact_per_step(width, vocab_size, horizon, seed):
     check_exact(network, definition(network))
 
 
+def test_the_last_token_can_be_read():
+    network = per_step_isan(2, 3, 4, 0)
+    assert network.advance(network.start(2), [[0, 1, 2, 0], [1, 1, 1, 1]]).position == 4
+
+
+def test_arguments_are_copied():
+    arrays = [np.ones(2), np.ones((3, 2, 2)), np.eye(3)[:, :2].copy()]
+    network = ISAN(*arrays, 4)
+    before = network.score([[0, 1, 2, 0]])
+    for array in arrays:
+        array[:] = 7.0
+    np.testing.assert_array_equal(network.score([[0, 1, 2, 0]]), before)
+
+
 def test_constant_readouts_with_maps_per_step_and_the_reverse():
     rng = np.random.default_rng(0)
     x, maps, one = rng.normal(size=2), rng.normal(size=(3, 2, 2, 2)), rng.normal(size=(2, 2))

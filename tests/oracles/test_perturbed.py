@@ -59,6 +59,13 @@ def test_laws_move_by_at_most_scale():
     assert 0 < 0.5 * np.abs(shift).sum(axis=1).max() <= 0.3
 
 
+def test_taken_rows_keep_their_noise():
+    noisy = perturbed(HiddenMarkovModel.random(2, 3, 4, 0), 0.5, 0)
+    state = noisy.advance(noisy.start(3), [0, 1, 2])
+    expected = noisy.next_log_probs([[2], [0], [2], [1]])
+    np.testing.assert_allclose(noisy.log_probs(noisy.take(state, [2, 0, 2, 1])), expected, rtol=1e-13)
+
+
 def test_conditioning_keeps_the_noise_of_the_whole_history():
     noisy = perturbed(HiddenMarkovModel.random(2, 2, 5, 0), 0.5, 0)
     rest = noisy.condition([1, 0])
