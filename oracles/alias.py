@@ -37,9 +37,17 @@ class AliasTable:
                     threshold[row, j], alias[row, j] = 0.0, int(np.argmax(law))
         return cls((threshold + np.arange(outcomes)).ravel(), alias.ravel(), outcomes)
 
-    def draw(self, rows: Int[np.ndarray, "n"], uniforms: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """One outcome from law `rows[i]` for each uniform number in [0, 1)."""
+    def draw(
+        self,
+        rows: Int[np.ndarray, "n"],
+        uniforms: Float[np.ndarray, "n"],
+        out: Int[np.ndarray, "n"] | None = None,
+    ) -> Int[np.ndarray, "n"]:
+        """One outcome from law `rows[i]` for each uniform number in [0, 1), into `out` if given."""
         position = uniforms * self.outcomes
         column = position.astype(np.int64)
-        slot = rows * self.outcomes + column
-        return np.where(position < self.threshold[slot], column, self.alias[slot])
+        slot = rows * self.outcomes
+        slot += column
+        drawn = self.alias.take(slot, out=out, mode="clip")
+        np.copyto(drawn, column, where=position < self.threshold.take(slot))
+        return drawn

@@ -17,6 +17,8 @@ from oracles.recurrent import RecurrentOracle
 from oracles.storage import storable
 
 _BLOCK = 256  # rows filtered together: with 64 states a block of beliefs stays in the second-level cache
+_SAMPLE_BLOCK = 1024  # strings drawn together: uniforms and codes stay in cache
+_LARGEST_JOINT = 1 << 15  # entries of a joint table of (state, token, next state) that still fits the cache
 _RESCALE = 8  # steps between renormalisations while scoring
 _THIN = 1e-100  # masses below this between renormalisations are scored again, renormalised at every step
 
@@ -175,21 +177,49 @@ class HiddenMarkovModel(RecurrentOracle):
         history: ArrayLike | None = None,
         length: int | None = None,
     ) -> Int[np.ndarray, "n length"]:
-        """Hidden path and tokens by alias tables: two table look-ups per token, no filtering."""
+        """Hidden path and tokens by alias tables, one table look-up per token, no filtering.
+
+        One uniform number per token and one for the first state (two per token where the joint table
+        of token and next state would be too large), in row-major order from `rng`.
+        """
         n = as_integer("n", n, 0)
         prefix, length = self._span(history, length)
-        uniforms = as_generator(rng).random((n, length + 1, 2)).transpose(1, 2, 0).copy()
-        belief = self._after(prefix, 1).rows
-        states = AliasTable.build(belief).draw(np.zeros(n, dtype=np.int64), uniforms[0, 0])
-        tokens = np.empty((length, n), dtype=np.int64)
+        rng = as_generator(rng)
+        tokens = np.empty((n, length), dtype=np.int64)
+        start = AliasTable.build(self._after(prefix, 1).rows)
+        path = self._joint_path if self._joint_tables else self._two_step_path
+        numbers = length + 1 if self._joint_tables else 2 * length + 1
+        for low in range(0, n, _SAMPLE_BLOCK):
+            block = tokens[low : low + _SAMPLE_BLOCK]
+            uniforms = np.ascontiguousarray(rng.random((len(block), numbers)).T)
+            states = start.draw(np.zeros(len(block), dtype=np.int64), uniforms[0])
+            block[:] = path(len(prefix), length, states, uniforms[1:]).T
+        return tokens
+
+    def _joint_path(
+        self, offset: int, length: int, states: Int[np.ndarray, "n"], uniforms: Float[np.ndarray, "T n"]
+    ) -> Int[np.ndarray, "T n"]:
+        """Tokens along hidden paths from `states`: each draw gives token · 2^bits + next state."""
+        codes = np.empty((length, len(states)), dtype=np.int64)
+        bits = _bits(self.n_states)
         for t in range(length):
-            tokens[t] = self._emission_tables[self._emission_index(len(prefix) + t)].draw(
-                states, uniforms[t + 1, 0]
+            self._joint_tables[min(offset + t, len(self._joint_tables) - 1)].draw(
+                states, uniforms[t], out=codes[t]
             )
+            states = codes[t] & ((1 << bits) - 1)
+        return codes >> bits
+
+    def _two_step_path(
+        self, offset: int, length: int, states: Int[np.ndarray, "n"], uniforms: Float[np.ndarray, "T2 n"]
+    ) -> Int[np.ndarray, "T n"]:
+        tokens = np.empty((length, len(states)), dtype=np.int64)
+        for t in range(length):
+            emission = self._emission_tables[self._emission_index(offset + t)]
+            emission.draw(states, uniforms[2 * t], out=tokens[t])
             if t + 1 < length:
-                table = self._transition_tables[self._transition_index(len(prefix) + t)]
-                states = table.draw(states, uniforms[t + 1, 1])
-        return np.ascontiguousarray(tokens.T)
+                transition = self._transition_tables[self._transition_index(offset + t)]
+                states = transition.draw(states, uniforms[2 * t + 1])
+        return tokens
 
     def _emission_index(self, position: int) -> int:
         return position if self.emission.ndim == 3 else 0
@@ -201,6 +231,19 @@ class HiddenMarkovModel(RecurrentOracle):
     def _by_token(self) -> Float[np.ndarray, "steps A S"]:
         emission = self.emission if self.emission.ndim == 3 else self.emission[None]
         return np.ascontiguousarray(emission.transpose(0, 2, 1))
+
+    @cached_property
+    def _joint_tables(self) -> list[AliasTable]:
+        """Tables of (token, next state) given the state, one for all positions or one each; [] if large."""
+        size = 1 << _bits(self.n_states)
+        if self.n_states * self.vocab_size * size > _LARGEST_JOINT:
+            return []
+        stays = np.eye(self.n_states)[None]  # nothing follows the last token: any next state will do
+        q = self.transition if self.transition.ndim == 2 else np.concatenate([self.transition, stays])
+        joint = self._by_token[..., None] * q[..., None, :, :]  # (steps, A, S, S')
+        laws = np.zeros((len(joint), self.n_states, self.vocab_size, size))
+        laws[..., : self.n_states] = joint.transpose(0, 2, 1, 3)
+        return [AliasTable.build(law) for law in laws.reshape(len(joint), self.n_states, -1)]
 
     @cached_property
     def _emission_tables(self) -> list[AliasTable]:
@@ -216,3 +259,8 @@ class HiddenMarkovModel(RecurrentOracle):
 
     def _transitions(self, position: int) -> Float[np.ndarray, "S S"]:
         return self.transition[position] if self.transition.ndim == 3 else self.transition
+
+
+def _bits(n_states: int) -> int:
+    """Bits that hold a state number."""
+    return (n_states - 1).bit_length()
