@@ -74,7 +74,8 @@ class LinGenModel(Oracle):
         for part, rows in zip(parts, self._groups(), strict=True):
             logits = self.oracle.log_probs(part)
             logits = logits - logits.mean(axis=1, keepdims=True)
-            mixed += np.einsum("bmz,m->bz", logits.reshape(batch, len(rows), self.vocab_size), self.weights[rows])
+            logits = logits.reshape(batch, len(rows), self.vocab_size)
+            mixed += np.einsum("bmz,m->bz", logits, self.weights[rows])
         mixed -= mixed.max(axis=1, keepdims=True)
         return mixed - np.log(np.exp(mixed).sum(axis=1, keepdims=True))
 
@@ -117,8 +118,8 @@ class LinGen:
 
     Arguments:
         helpers: m ≥ 1 histories, token lists.
-        futures: token lists on which the weights are fitted. Mixed lengths, the empty one included, generate
-            better than one fixed length, see `mixed_futures`; [[]] alone is the single-token variant.
+        futures: token lists on which the weights are fitted. Mixed lengths, the empty one included,
+            generate better than one fixed length, see `mixed_futures`; [[]] alone is the single-token variant.
         ridge: relative ridge; None chooses per target from `RIDGES` by cross-validation over futures.
         folds: cross-validation folds.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -233,7 +234,7 @@ class DiskCache(Cache):
                     self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
                 )
                 weakref.finalize(self, _close_in, process, connection)
-                _prepare(connection, self.path)
+                _patiently(lambda: _prepare(connection, self.path))
                 self._connections[process] = connection
         return self._connections[process]
 
@@ -261,6 +262,18 @@ class DiskCache(Cache):
             raise FormatError(f"{self.path} is not an answer cache ({error}): give another path") from None
 
 
+def _patiently(step: Callable[[], None]) -> None:
+    """Repeat a step while the file is busy: SQLite does not wait by itself when the journal mode changes."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            return step()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Check that the file is an answer cache, or make the tables in a new one."""
     if not _is_current(connection, path):
@@ -282,8 +295,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 def _is_current(connection: sqlite3.Connection, path: Path) -> bool:
     """True for a cache of this version, False for an empty file, FormatError for anything else."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    # in this order: tables and version are committed together, perhaps between these two reads
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == _SCHEMA_VERSION or (version == 0 and tables == 0):
         return version == _SCHEMA_VERSION
     raise FormatError(

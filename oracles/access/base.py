@@ -15,7 +15,8 @@ nothing else. Charges of one query (T horizon, h history, f future):
 Answers that are functions of the question (probabilities, logits) are asked once per call however
 often a batch repeats them, and once for all with a cache. Draws are always fresh: each one is paid.
 When a budget ends inside a batch, the queries that fit are answered in order and handed over in
-`BudgetError.answered`; each method says in which form. The budget is checked before the teacher is asked.
+`BudgetError.answered`; each method says in which form. The budget is checked before the teacher is asked;
+a question that ends in any other error is not charged.
 
 Seeds: strings drawn by two accesses of one kind and one seed are the same strings. Give the access
 that validates a model another seed than the one that trained it.

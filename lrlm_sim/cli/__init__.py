@@ -1,0 +1,5 @@
+"""The command line: ``lrlm``."""
+
+from lrlm_sim.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,130 @@
+"""The `lrlm` program: one function per command, errors as one line, exit status 0, 1 or 2.
+
+0: done; 1: the command failed, or what was learned is not certified; 2: bad usage or bad input.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lrlm_sim.cli.certify import run_certify
+from lrlm_sim.cli.console import Screen
+from lrlm_sim.cli.demo import run_demo
+from lrlm_sim.cli.doctor import run_doctor
+from lrlm_sim.cli.learn import run_learn
+from lrlm_sim.cli.spectrum import run_spectrum
+from oracles.errors import (
+    FormatError,
+    HorizonError,
+    LrlmError,
+    MissingDependencyError,
+    ParameterError,
+    SpecError,
+    TokenError,
+)
+
+_BAD_USAGE = (SpecError, ParameterError, FormatError, HorizonError, TokenError, MissingDependencyError)
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Learn language models from queries, measure them, and certify the result.",
+)
+
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder (default: runs/COMMAND-TIME).")]
+OracleSpec = Annotated[
+    str, typer.Argument(help="hmm:n_states=4,… | isan:… | parity:… | hf:PATH | PATH.safetensors | bundled")
+]
+Confidence = Annotated[float, typer.Option(help="Confidence of intervals.", min=0.5, max=1 - 1e-9)]
+
+
+@app.command()
+def demo(seed: Seed = 0, as_json: AsJson = False, out: Out = None) -> None:
+    """Learn two teachers from queries, certify them, and measure the bundled trained transformer."""
+    raise typer.Exit(run_demo(Screen(as_json), seed, out))
+
+
+@app.command()
+def learn(
+    oracle: OracleSpec,
+    learner: Annotated[str, typer.Option(help="Learner and its parameters, e.g. isan:rank=4.")] = "isan",
+    epsilon: Annotated[float, typer.Option(help="Certified TV wanted.", min=0, max=1)] = 0.1,
+    noise: Annotated[float, typer.Option(help="Bounded noise added to each answer.", min=0)] = 0.0,
+    budget: Annotated[int | None, typer.Option(help="Most calls allowed.", min=1)] = None,
+    samples: Annotated[int, typer.Option(help="Teacher strings for the certificate.", min=2)] = 2000,
+    confidence: Confidence = 0.99,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Learn a teacher from queries, certify the total variation, and save the model."""
+    raise typer.Exit(
+        run_learn(Screen(as_json), oracle, learner, epsilon, noise, budget, samples, confidence, seed, out)
+    )
+
+
+@app.command()
+def certify(
+    oracle: OracleSpec,
+    model: Annotated[str, typer.Argument(help="The learned model: PATH.safetensors or any oracle.")],
+    epsilon: Annotated[float, typer.Option(help="Certified TV wanted.", min=0, max=1)] = 0.1,
+    samples: Annotated[int, typer.Option(help="Teacher strings.", min=2)] = 2000,
+    confidence: Confidence = 0.99,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Total-variation interval of a model from teacher queries only."""
+    raise typer.Exit(run_certify(Screen(as_json), oracle, model, epsilon, samples, confidence, seed, out))
+
+
+@app.command()
+def spectrum(
+    oracle: OracleSpec,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Text files or folders (default: the oracle's own samples).")
+    ] = None,
+    n: Annotated[int, typer.Option(help="Histories and futures.", min=2)] = 200,
+    history_length: Annotated[int, typer.Option(help="Tokens per history.", min=1)] = 16,
+    future_length: Annotated[int, typer.Option(help="Tokens per future.", min=1)] = 16,
+    tokens: Annotated[int | None, typer.Option(help="Most likely tokens kept per future.", min=1)] = 50,
+    first: Annotated[int, typer.Option(help="First index of the power-law fit.", min=1)] = 5,
+    last: Annotated[int | None, typer.Option(help="Last index of the fit (default n/2).", min=2)] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Singular values of the extended logit matrix, their power law, and KL against rank."""
+    lengths = (history_length, future_length)
+    raise typer.Exit(
+        run_spectrum(Screen(as_json), oracle, text or [], n, lengths, tokens, (first, last), seed, out)
+    )
+
+
+@app.command()
+def doctor(seed: Seed = 0, as_json: AsJson = False) -> None:
+    """What is installed, what works here, and what to install for the rest."""
+    raise typer.Exit(run_doctor(Screen(as_json), seed))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``lrlm``: runs a command and turns expected errors into one line on stderr."""
+    try:
+        app(arguments)
+    except _BAD_USAGE as error:
+        _stop(str(error), 2)
+    except LrlmError as error:
+        _stop(str(error), 1)
+
+
+def _stop(message: str, status: int) -> None:
+    sys.stderr.write(f"lrlm: {' '.join(message.split())}\n")
+    sys.exit(status)

@@ -1,0 +1,125 @@
+"""The command line as a user meets it: exit status, one-line errors, manifests, JSON."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lrlm_sim.cli import main
+from oracles import HiddenMarkovModel
+from oracles.storage import load, save
+
+
+def run(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return stopped.value.code, captured.out, captured.err
+
+
+def test_learn_then_certify(tmp_path, capsys):
+    teacher = "parity:n=5,noise=0.1"
+    status, out, _ = run(["learn", teacher, "--out", tmp_path / "run", "--samples", 500, "--json"], capsys)
+    assert status == 0
+    manifest = json.loads(out)
+    assert manifest["verdict"] == "certified"
+    assert manifest["certificate"]["interval"]["high"] <= 0.1
+    assert manifest["ledger"]["calls"] > 0
+    stored = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert stored["outcome"] == "certified"
+    assert stored["certificate"] == manifest["certificate"]
+    assert load(tmp_path / "run" / "model.safetensors").horizon == 6
+
+    model = tmp_path / "run" / "model.safetensors"
+    status, out, _ = run(["certify", teacher, model, "--out", tmp_path / "again", "--samples", 500], capsys)
+    assert status == 0
+    assert "certified at epsilon" in out
+
+
+def test_a_wrong_model_is_not_certified(tmp_path, capsys):
+    save(HiddenMarkovModel.random(2, 2, 6, rng=1), tmp_path / "wrong.safetensors")
+    status, out, _ = run(
+        ["certify", "parity:n=5,noise=0.01", tmp_path / "wrong.safetensors", "--out", tmp_path / "run"],
+        capsys,
+    )
+    assert status == 1
+    assert "not certified" in out
+
+
+def test_spectrum_writes_plots_and_values(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    status, out, _ = run(
+        "spectrum isan:width=3,vocab_size=8,horizon=20 --n 40 --history-length 8 --future-length 8".split()
+        + ["--first", 1, "--last", 3, "--out", tmp_path, "--json"],
+        capsys,
+    )
+    assert status == 0
+    sigma = np.load(tmp_path / "singular_values.npy", allow_pickle=False)
+    assert sigma[3] < 1e-7 * sigma[0], "a width-3 teacher has three singular values"
+    assert json.loads(out)["fitted_range"] == [1, 3]
+    assert (tmp_path / "spectrum.png").stat().st_size > 0
+    assert (tmp_path / "kl.png").stat().st_size > 0
+
+
+def test_doctor_reports(capsys):
+    status, out, _ = run(["doctor", "--json"], capsys)
+    assert status == 0
+    assert json.loads(out)["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["learn", "nonsense:n=3"], "unknown oracle"),
+        (["learn", "hmm:n_states=two,vocab_size=2,horizon=3"], "n_states must be an integer"),
+        (["learn", "hmm:n_states=2,vocab_size=2,horizon=3", "--learner", "magic"], "unknown learner"),
+        (
+            ["learn", "hmm:n_states=2,vocab_size=2,horizon=3", "--learner", "isan:speed=9"],
+            "unknown parameter",
+        ),
+        (["certify", "parity:n=3", "missing.safetensors"], "no such file"),
+        (["certify", "parity:n=3", "weights.pkl"], "pickle"),
+        (["spectrum", "parity:n=3"], "past the horizon"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(arguments, words, tmp_path, capsys):
+    status, out, err = run([*arguments, "--out", tmp_path], capsys)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("lrlm: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_unknown_option_is_status_two(capsys):
+    assert run(["learn", "parity:n=3", "--frobnicate"], capsys)[0] == 2
+
+
+def test_a_spent_budget_is_status_one_and_kept(tmp_path, capsys):
+    status, _, err = run(["learn", "parity:n=8", "--budget", 50, "--out", tmp_path], capsys)
+    assert status == 1
+    assert "budget" in err
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["outcome"] == "failed"
+    assert manifest["ledger"]["calls"] <= 50
+
+
+def test_importing_is_light():
+    code = (
+        "import oracles, lrlm_sim, sys; heavy = {'torch', 'transformers', 'matplotlib', 'scipy.stats',"
+        " 'cvxpy', 'polars', 'httpx'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_interrupt_says_so_and_keeps_the_manifest(tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lrlm_sim.cli.learn.certificate", stop)
+    status, _, err = run(["learn", "parity:n=3", "--out", tmp_path], capsys)
+    assert status == 130
+    assert "interrupted" in err
+    assert json.loads((tmp_path / "manifest.json").read_text())["outcome"] == "interrupted"

@@ -1,0 +1,188 @@
+"""The conditional-query learner: exact on exact answers, root-m on samples, honest about rank and budget."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lrlm_sim import distances
+from lrlm_sim.confidence import binomial_test_failures
+from lrlm_sim.fidelity import fidelity
+from lrlm_sim.learners import ConditionalQueryLearner, ExactConditionalLearner
+from lrlm_sim.learners import conditional_spanner as module
+from oracles import (
+    Budget,
+    ConditionalProbabilityAccess,
+    ConditionalSampleAccess,
+    HiddenMarkovModel,
+    LogitAccess,
+    NoisyParity,
+    ProbabilisticAutomaton,
+    Tabular,
+)
+from oracles.errors import BudgetError, ParameterError
+from oracles.storage import load, save
+
+ROUTES = ["tree", "spanner"]
+
+
+def near_duplicate_states(gap: float) -> HiddenMarkovModel:
+    """Three states, two of which differ by `gap` in emissions and transitions."""
+    transition = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.2, 0.5, 0.3]])
+    emission = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.1, 0.3, 0.6]])
+    emission[2] += [gap, -gap, 0.0]
+    transition[2] += [0.0, gap, -gap]
+    return HiddenMarkovModel(np.array([0.5, 0.3, 0.2]), transition, emission, 6)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@settings(max_examples=60)
+@given(n_states=st.integers(1, 8), vocab_size=st.integers(1, 8), seed=st.integers(0, 10**6))
+def test_exact_probabilities_give_the_exact_model(route, n_states, vocab_size, seed):
+    teacher = HiddenMarkovModel.random(n_states, vocab_size, 5 if vocab_size > 4 else 6, rng=seed)
+    result = ConditionalQueryLearner(route=route).fit(
+        ConditionalProbabilityAccess(teacher, seed=seed), rng=seed
+    )
+    assert result.status.ok
+    assert max(result.model.ranks) <= n_states
+    assert distances.total_variation(teacher, result.model) <= 1e-10
+
+
+@pytest.mark.parametrize("n", [4, 12, 16])
+def test_parity_is_learned_exactly_with_two_histories_per_cut(n):
+    teacher = NoisyParity(np.random.default_rng(n).integers(0, 2, n), 0.1)
+    result = ConditionalQueryLearner(route="spanner").fit(ConditionalProbabilityAccess(teacher), rng=0)
+    assert max(result.model.ranks) <= 2
+    assert distances.total_variation(teacher, result.model) <= 1e-10
+    assert result.ledger.distinct_prefixes < 2 ** (n - 1) or n < 16
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_near_duplicate_states_do_no_harm(route, gap):
+    teacher = near_duplicate_states(gap)
+    result = ConditionalQueryLearner(route=route).fit(ConditionalProbabilityAccess(teacher), rng=0)
+    assert distances.total_variation(teacher, result.model) <= 1e-10
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_edge_cases(route):
+    learner = ConditionalQueryLearner(route=route)
+    deterministic = ProbabilisticAutomaton.from_dfa(np.array([[1, -1], [-1, 0]]), 0, 6)
+    unreachable = Tabular(np.array([[[0.5, 0.0], [0.0, 0.0]], [[0.25, 0.0], [0.0, 0.25]]]))
+    for teacher in (
+        HiddenMarkovModel.random(2, 3, 1, rng=0),
+        HiddenMarkovModel.random(2, 1, 4, rng=0),
+        deterministic,
+        unreachable,
+    ):
+        result = learner.fit(ConditionalProbabilityAccess(teacher), rng=0)
+        assert distances.total_variation(teacher, result.model) <= 1e-10
+
+
+def test_total_variation_is_at_most_two_over_root_m():
+    """Failure frequency against δ = 5 %: an exact binomial test, false alarm ≤ 1e-9."""
+    samples, trials, failures = 400, 40, 0
+    for seed in range(trials):
+        teacher = HiddenMarkovModel.random(3, 3, 5, rng=seed)
+        access = ConditionalSampleAccess(teacher, seed=seed)
+        result = ConditionalQueryLearner(rank=3, samples=samples).fit(access, rng=seed)
+        failures += distances.total_variation(teacher, result.model) > 2 / np.sqrt(samples)
+    assert binomial_test_failures(failures, trials, 0.05) > 1e-9
+
+
+def test_ten_times_the_samples_give_two_and_a_half_times_less():
+    medians = []
+    for samples in (100, 1000, 10_000):
+        values = []
+        for seed in range(12):
+            teacher = HiddenMarkovModel.random(3, 3, 5, rng=seed)
+            access = ConditionalSampleAccess(teacher, seed=seed + 100)
+            result = ConditionalQueryLearner(rank=3, samples=samples).fit(access, rng=seed)
+            values.append(distances.total_variation(teacher, result.model))
+        medians.append(np.median(values))
+    assert medians[0] >= 2.5 * medians[1] >= 6.25 * medians[2]
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(3, 240_000), (4, 570_000)])
+def test_a_tenth_of_the_plain_schemes_samples_is_enough(size, tokens):
+    """TV ≤ .05 at a tenth of one estimate per cut and prefix, and better than as many whole strings."""
+    prefixes = sum(size**t for t in range(6))
+    for seed in range(4):
+        teacher = HiddenMarkovModel.random(size, size, 6, rng=seed)
+        access = ConditionalSampleAccess(teacher, seed=seed)
+        result = ConditionalQueryLearner(rank=size, samples=tokens // prefixes).fit(access, rng=seed)
+        assert result.ledger.generated_tokens <= tokens
+        learned = distances.total_variation(teacher, result.model)
+        assert learned <= 0.05
+        strings, counts = np.unique(teacher.sample(tokens // 6, seed + 10), axis=0, return_counts=True)
+        empirical = np.zeros((size,) * 6)
+        empirical[tuple(strings.T)] = counts / counts.sum()
+        assert learned < distances.total_variation(teacher, Tabular(empirical))
+
+
+def test_rank_given_too_small_is_said():
+    teacher = HiddenMarkovModel.random(3, 4, 5, rng=1)
+    for route in ROUTES:
+        exact = ConditionalQueryLearner(rank=2, route=route).fit(ConditionalProbabilityAccess(teacher), rng=0)
+        assert exact.status.code == "rank_too_small"
+        assert "3" in exact.status.remedy
+    access = ConditionalSampleAccess(teacher, seed=0)
+    sampled = ConditionalQueryLearner(rank=1, samples=20_000).fit(access, rng=0)
+    assert sampled.status.code == "rank_too_small"
+
+
+def test_fidelity_hurts_the_submatrix_learner_and_not_this_one():
+    gaps, submatrix, spanner = (0.2, 0.02), [], []
+    for gap in gaps:
+        teacher = near_duplicate_states(gap)
+        assert fidelity(teacher).value < gap
+        access = ConditionalSampleAccess(teacher, seed=3)
+        exact = ExactConditionalLearner(samples=20_000, tolerance=1e-4, max_rank=3).fit(access, rng=0)
+        submatrix.append(distances.total_variation(teacher, exact.model))
+        access = ConditionalSampleAccess(teacher, seed=3)
+        learned = ConditionalQueryLearner(rank=3, samples=2000).fit(access, rng=0)
+        spanner.append(distances.total_variation(teacher, learned.model))
+    assert max(spanner) < 0.03
+    assert max(submatrix) > 3 * max(spanner)
+
+
+def test_budget_error_carries_what_was_learned():
+    teacher = HiddenMarkovModel.random(2, 3, 6, rng=0)
+    for route in ROUTES:
+        access = ConditionalSampleAccess(teacher, budget=Budget(generated_tokens=20_000))
+        with pytest.raises(BudgetError) as caught:
+            ConditionalQueryLearner(rank=2, samples=2000, route=route).fit(access, rng=0)
+        assert caught.value.ledger.generated_tokens <= 20_000
+        assert caught.value.partial
+
+
+def test_wrong_inputs_are_typed_errors():
+    teacher = HiddenMarkovModel.random(2, 2, 3, rng=0)
+    with pytest.raises(ParameterError, match="needs ConditionalSampleAccess or ConditionalProbabilityAccess"):
+        ConditionalQueryLearner().fit(LogitAccess(teacher))
+    with pytest.raises(ParameterError, match="rank is needed"):
+        ConditionalQueryLearner().fit(ConditionalSampleAccess(teacher))
+    with pytest.raises(ParameterError, match="postprocess"):
+        ConditionalQueryLearner(postprocess="magic")
+
+
+def test_the_learned_sampler_is_an_oracle_that_can_be_saved(tmp_path):
+    teacher = HiddenMarkovModel.random(3, 3, 5, rng=2)
+    access = ConditionalSampleAccess(teacher, seed=0)
+    model = ConditionalQueryLearner(rank=3, samples=500).fit(access, rng=0).model
+    again = load(save(model, tmp_path / "model.safetensors"))
+    strings = model.sample(50, 1)
+    np.testing.assert_array_equal(model.score(strings), again.score(strings))
+
+
+def test_without_children_in_the_pool_exactness_is_lost(monkeypatch):
+    """Mutation: a pool of sampled prefixes alone does not span the children of the spanner."""
+    monkeypatch.setattr(module, "_pool", lambda prefixes, children: np.unique(prefixes, axis=0))
+    worst = 0.0
+    for seed in range(12):
+        teacher = HiddenMarkovModel.random(6, 3, 6, rng=seed, concentration=0.1)
+        learner = ConditionalQueryLearner(route="spanner", pool=8)
+        result = learner.fit(ConditionalProbabilityAccess(teacher, seed=seed), rng=seed)
+        worst = max(worst, distances.total_variation(teacher, result.model))
+    assert worst > 1e-6
