@@ -28,6 +28,7 @@ _SUBMODULES = (
     "spanners",
     "spectra",
     "testing",
+    "theorems",
 )
 
 __all__ = [*_SUBMODULES, "load", "save"]

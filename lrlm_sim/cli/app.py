@@ -17,6 +17,7 @@ from lrlm_sim.cli.demo import run_demo
 from lrlm_sim.cli.doctor import run_doctor
 from lrlm_sim.cli.learn import run_learn
 from lrlm_sim.cli.spectrum import run_spectrum
+from lrlm_sim.cli.verify import run_verify
 from oracles.errors import (
     FormatError,
     HorizonError,
@@ -107,6 +108,20 @@ def spectrum(
     raise typer.Exit(
         run_spectrum(Screen(as_json), oracle, text or [], n, lengths, tokens, (first, last), seed, out)
     )
+
+
+@app.command()
+def verify(
+    theorems: Annotated[list[str] | None, typer.Argument(help="Names of theorems (default: all).")] = None,
+    budget: Annotated[str, typer.Option(help="small, medium or large.")] = "small",
+    mutants: Annotated[bool, typer.Option("--mutants", help="Try broken versions: all must fail.")] = False,
+    instance: Annotated[str | None, typer.Option(help="Repeat one instance: name=integer,….")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Try the theorems: instances, bound, worst measured, verdict."""
+    raise typer.Exit(run_verify(Screen(as_json), theorems or [], budget, mutants, instance, seed, out))
 
 
 @app.command()

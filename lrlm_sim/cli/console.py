@@ -19,7 +19,8 @@ class Screen:
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
-        self._out = Console(quiet=as_json, highlight=False)
+        wide = None if sys.stdout.isatty() else 140  # a file or a pipe has no width of its own
+        self._out = Console(quiet=as_json, highlight=False, width=wide)
         self._err = Console(stderr=True, quiet=as_json, highlight=False)
 
     def say(self, text: str) -> None:
@@ -30,7 +31,8 @@ class Screen:
         """A table, numbers to four significant digits."""
         table = Table(title=title, title_justify="left", title_style="bold")
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right")
+            words = column in ("source", "result", "state")
+            table.add_column(column, justify="left" if i == 0 or words else "right", no_wrap=not words)
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
         self._out.print(table)

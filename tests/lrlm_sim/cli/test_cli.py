@@ -51,8 +51,10 @@ def test_a_wrong_model_is_not_certified(tmp_path, capsys):
 def test_spectrum_writes_plots_and_values(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     status, out, _ = run(
-        "spectrum isan:width=3,vocab_size=8,horizon=20 --n 40 --history-length 8 --future-length 8".split()
-        + ["--first", 1, "--last", 3, "--out", tmp_path, "--json"],
+        [
+            *("spectrum", "isan:width=3,vocab_size=8,horizon=20", "--n", 40, "--history-length", 8),
+            *("--future-length", 8, "--first", 1, "--last", 3, "--out", tmp_path, "--json"),
+        ],
         capsys,
     )
     assert status == 0
@@ -123,3 +125,23 @@ def test_interrupt_says_so_and_keeps_the_manifest(tmp_path, capsys, monkeypatch)
     assert status == 130
     assert "interrupted" in err
     assert json.loads((tmp_path / "manifest.json").read_text())["outcome"] == "interrupted"
+
+
+def test_verify_prints_the_table_and_writes_a_page(tmp_path, capsys):
+    status, out, _ = run(["verify", "hmm-rank", "pinsker", "--out", tmp_path, "--json"], capsys)
+    assert status == 0
+    rows = json.loads(out)["theorems"]
+    assert [(row["name"], row["verdict"]) for row in rows] == [("hmm-rank", "holds"), ("pinsker", "holds")]
+    assert all(row["source"] and row["instances"] == 60 for row in rows)
+    page = (tmp_path / "theorems.html").read_text()
+    assert "Pinsker" in page
+    assert (tmp_path / "pinsker.svg").exists()
+
+
+def test_verify_repeats_an_instance_and_kills_mutants(tmp_path, capsys):
+    status, out, _ = run(["verify", "hmm-rank", "--instance", "states=2,tokens=2,horizon=3,seed=1"], capsys)
+    assert status == 0
+    assert "measured 2" in out
+    assert run(["verify", "hmm-rank", "--mutants", "--out", tmp_path], capsys)[0] == 0
+    assert run(["verify", "nonsense"], capsys)[0] == 2
+    assert run(["verify", "hmm-rank", "--instance", "states=2"], capsys)[0] == 2
