@@ -85,11 +85,17 @@ def _repeat(screen: Screen, chosen: Sequence[Theorem], text: str) -> int:
         raise ParameterError(f"--instance of {theorem.name} misses {', '.join(missing)}")
     measurement = theorem.measure(given)
     verdict = "violated" if measurement.broken else "holds"
-    record = {"name": theorem.name, "source": theorem.source, "verdict": verdict, "instance": given}
-    screen.say(
-        f"{theorem.name} on {text}: measured {measurement.measured:.6g}, bound {measurement.bound:.6g}: {verdict}"
-    )
-    screen.finish({"theorems": [record | {"measured": measurement.measured, "bound": measurement.bound}]})
+    numbers = {"measured": float(measurement.measured), "bound": float(measurement.bound)}
+    record = {
+        "name": theorem.name,
+        "source": theorem.source,
+        "verdict": verdict,
+        "instance": given,
+        **numbers,
+    }
+    screen.say(f"{theorem.name} on {text}: measured {numbers['measured']:.6g}, bound {numbers['bound']:.6g}")
+    screen.say(verdict)
+    screen.finish({"theorems": [record]})
     return 1 if measurement.broken else 0
 
 
@@ -161,7 +167,8 @@ def _page(rows: Sequence[dict[str, Any]], budget: str, seed: int) -> str:
         ".holds{color:#176117}.violated{color:#a11}.undecided{color:#a60}"
     )
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Theorem table</title><style>{style}</style>",
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Theorem table</title>",
+        f"<style>{style}</style>",
         f"<h1>Theorem table</h1><p>Budget {html.escape(budget)}, seed {seed}.</p><table>",
         "<tr><th>theorem<th>source<th>instances<th>failures<th>measured<th>bound<th>verdict</tr>",
     ]

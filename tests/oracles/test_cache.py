@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import weakref
 
 import numpy as np
@@ -259,6 +260,26 @@ def test_processes_share_a_file_and_a_killed_one_loses_nothing(tmp_path):
     np.testing.assert_allclose(
         rows, LogitAccess(HiddenMarkovModel.random(3, 3, 12, 0)).logits(histories), atol=1e-12
     )
+
+
+def test_opening_waits_while_another_process_holds_a_new_file(tmp_path):
+    """The switch to WAL fails at once on a busy file, whatever the time-out: it must be repeated."""
+    path, freed = tmp_path / "c.sqlite", threading.Event()
+    holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN IMMEDIATE")
+
+    def release():
+        holder.execute("ROLLBACK")
+        freed.set()
+
+    timer = threading.Timer(0.3, release)
+    timer.start()
+    cache = DiskCache(path, "x")
+    assert freed.is_set()
+    timer.join()
+    holder.close()
+    cache.put(space(1), [b"a"], np.ones((1, 1)))
+    assert cache.get(space(1), [b"a"])[0].all()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
