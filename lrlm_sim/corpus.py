@@ -8,8 +8,9 @@ tokens most likely after it are kept as columns.
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -87,9 +88,23 @@ def likely_tokens(
     return np.argsort(-laws, axis=1, kind="stable")[:, :k]
 
 
-def encode(tokenize: Callable[[str], Sequence[int]], text: str, vocab_size: int) -> Int[np.ndarray, "tokens"]:
-    """Text as tokens, checked against the model's vocabulary (a wrong tokenizer shows here)."""
-    return as_tokens("encoded text", tokenize(text), vocab_size, 1)
+class Tokenizer(Protocol):
+    """What is needed of a Hugging Face tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]:
+        """Token numbers of a text."""
+        ...
+
+
+def encode(tokenizer: Tokenizer, text: str, vocab_size: int) -> Int[np.ndarray, "tokens"]:
+    """Text as tokens, line by line without special tokens, checked against the model's vocabulary.
+
+    Raises TokenError where the tokenizer is not the model's.
+    """
+    lines = text.splitlines(keepends=True)
+    pieces = [tokenizer.encode(line, add_special_tokens=False) for line in lines]
+    tokens = np.fromiter((token for piece in pieces for token in piece), dtype=np.int64)
+    return as_tokens("encoded text (do tokenizer and model match?)", tokens, vocab_size, 1)
 
 
 def _distinct(rows: np.ndarray) -> np.ndarray:

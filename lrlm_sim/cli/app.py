@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -132,6 +133,7 @@ def doctor(seed: Seed = 0, as_json: AsJson = False) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``lrlm``: runs a command and turns expected errors into one line on stderr."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the commands show their own progress
     try:
         app(arguments)
     except _BAD_USAGE as error:

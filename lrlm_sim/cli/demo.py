@@ -30,7 +30,7 @@ _TEACHERS = {
     "low logit rank": "isan:width=4,vocab_size=4,horizon=8,seed={seed}",
 }
 _CONFIDENCE = 0.99
-_N, _HISTORY, _FUTURE, _KEPT, _FIRST = 256, 16, 16, 50, 5
+_N, _HISTORY, _FUTURE, _KEPT, _FIRST = 200, 16, 16, 50, 5
 
 
 def run_demo(screen: Screen, seed: int, out: Path | None) -> int:
@@ -89,11 +89,7 @@ def _learn_teachers(screen: Screen, run: Run, seed: int) -> dict[str, dict[str, 
 def _measure_transformer(screen: Screen, run: Run, seed: int) -> None:
     trained, initial = open_oracle(TRAINED), open_oracle(INITIAL)
     tokenizer = trained.tokenizer  # type: ignore[attr-defined]
-    tokens = encode(
-        lambda text: tokenizer.encode(text, add_special_tokens=False),
-        standard_library_text(),
-        trained.vocab_size,
-    )
+    tokens = encode(tokenizer, standard_library_text(), trained.vocab_size)
     windows = token_windows(tokens, _HISTORY + _FUTURE)
     histories, futures = histories_and_futures(windows, _N, _HISTORY, _FUTURE, seed)
     spectra: dict[str, Spectrum] = {}

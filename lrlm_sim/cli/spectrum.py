@@ -59,9 +59,7 @@ def windows_of(oracle: Oracle, texts: Sequence[Path], length: int, n: int, seed:
     tokenizer = getattr(oracle, "tokenizer", None)
     if tokenizer is None:
         raise ParameterError("this oracle has no tokenizer, so it cannot read --text: leave --text out")
-    tokens = encode(
-        lambda text: tokenizer.encode(text, add_special_tokens=False), read_text(texts), oracle.vocab_size
-    )
+    tokens = encode(tokenizer, read_text(texts), oracle.vocab_size)
     return token_windows(tokens, length)
 
 
