@@ -1,0 +1,390 @@
+"""Any Hugging Face causal language model as an oracle: transformers, Mamba, and their hybrids.
+
+Numbers: logits come out of the network in its own precision; everything after them (centring,
+log-softmax, sums) is float64. Results of a row depend on the batch around it only by the rounding
+of the network's matrix products, about 1e-6 in float32.
+
+Tokens are the network's own: `vocab_size` is the width of its output layer, which many models pad
+beyond their tokenizer. The padding tokens have probabilities like any other and belong to the law.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+
+from oracles.base import Oracle
+from oracles.checks import (
+    as_chunk,
+    as_generator,
+    as_integer,
+    as_rows,
+    as_strings,
+    as_tokens,
+    check_length,
+)
+from oracles.errors import HorizonError, MissingDependencyError, ParameterError
+
+try:
+    import torch
+    from transformers import PreTrainedModel
+
+    from oracles.transformer_cache import TransformerState, take_memory
+    from oracles.transformer_loading import (
+        choose_device,
+        choose_dtype,
+        hash_folder,
+        load_model,
+        load_tokenizer,
+        local_folder,
+    )
+    from oracles.transformer_network import CachedNetwork, Reading, non_finite
+    from oracles.transformer_plan import BulkReader, ReadingPlan, Store, plan_reads, run_blocks
+except ModuleNotFoundError as error:
+    raise MissingDependencyError(error.name or "torch", "transformers") from error
+
+#: Tokens per forward pass, and logits kept at once, on a CPU (activations stay in cache) and on others.
+_BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
+_BLOCK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
+
+
+class TransformerOracle(Oracle):
+    """A causal language model of the `transformers` library.
+
+    Arguments:
+        model: a `PreTrainedModel` in memory, on its device. It is put into evaluation mode, and its
+            weights must not change during the life of a state.
+        tokenizer: kept as `.tokenizer` for the user; the oracle itself reads and writes token numbers.
+        horizon: T if strings end there; None (default) means unbounded.
+        bos_token_id: the token before every history. None: the model's own, from its configuration,
+            its generation settings or the tokenizer, if it has one; ``"none"``: do without.
+        deterministic: use deterministic GPU kernels; CUDA wants CUBLAS_WORKSPACE_CONFIG=:4096:8 in the
+            environment for that. On a CPU they always are.
+        block_tokens: most tokens in one forward pass of the bulk operations (default by device).
+        identity: text that names the weights in persistent caches, or the folder whose safetensors files
+            and configuration are hashed for that (when first asked).
+
+    Histories are given without BOS. A model without BOS has no law of the empty history: asking for it
+    raises ParameterError. A context longer than the model's `max_position_embeddings`, BOS included,
+    raises HorizonError; NaN logits raise NonFiniteError.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Any = None,
+        *,
+        horizon: int | None = None,
+        bos_token_id: int | Literal["none"] | None = None,
+        deterministic: bool = False,
+        block_tokens: int | None = None,
+        identity: str | Path | None = None,
+    ) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise ParameterError(
+                f"model must be a transformers PreTrainedModel, got {type(model).__name__}: merge adapters"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.network = CachedNetwork(model, deterministic)
+        self.vocab_size = self.network.vocab_size
+        self.bos_token_id = _bos_token(model, tokenizer, bos_token_id, self.vocab_size)
+        self.max_context = _max_context(model)
+        self.horizon = None if horizon is None else as_integer("horizon", horizon, 1)
+        self._source = identity
+        self._start = [] if self.bos_token_id is None else [self.bos_token_id]
+        kind = "cpu" if self.network.device.type == "cpu" else "cuda"
+        tokens = _BLOCK_TOKENS[kind] if block_tokens is None else as_integer("block_tokens", block_tokens, 1)
+        self._reader = BulkReader(self.network, tokens, _BLOCK_LOGITS[kind])
+        if horizon is not None:
+            self._check_context(horizon)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        horizon: int | None = None,
+        bos_token_id: int | Literal["none"] | None = None,
+        deterministic: bool = False,
+        block_tokens: int | None = None,
+    ) -> TransformerOracle:
+        """Load a model from a folder (no network is touched) or by its name on the Hugging Face Hub.
+
+        `device`: None or "auto" takes CUDA, then Apple's MPS, then the CPU. `dtype`: None is the
+        model's own precision on CUDA and float32 elsewhere. Weights are read from safetensors only,
+        and code that comes with a model is never run. Raises FormatError where that is not enough.
+        """
+        place, folder = choose_device(device), local_folder(name_or_path)
+        precision = choose_dtype(dtype, place)
+        source = str(name_or_path) if folder is None else str(folder)
+        options = {"local_files_only": folder is not None, "revision": revision, "trust_remote_code": False}
+        model = load_model(source, precision, place, options)
+        tokenizer = load_tokenizer(source, folder, options)
+        commit = getattr(model.config, "_commit_hash", None)
+        return cls(
+            model,
+            tokenizer,
+            horizon=horizon,
+            bos_token_id=bos_token_id,
+            deterministic=deterministic,
+            block_tokens=block_tokens,
+            identity=folder or f"{name_or_path}@{commit or revision}",
+        )
+
+    def __repr__(self) -> str:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return (
+            f"TransformerOracle({type(self.model).__name__}, vocab_size={self.vocab_size}, "
+            f"horizon={self.horizon}, bos_token_id={self.bos_token_id}, {dtype}, {self.network.device})"
+        )
+
+    @property
+    def identity(self) -> str | None:
+        """Weights, precision and BOS in one text; None for a model in memory that was given no name."""
+        if self._weights is None:
+            return None
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"transformers:{self._weights}/{dtype}/bos={self.bos_token_id}"
+
+    @cached_property
+    def _weights(self) -> str | None:
+        return hash_folder(self._source) if isinstance(self._source, Path) else self._source
+
+    def start(self, batch: int) -> TransformerState:
+        return TransformerState(as_integer("batch", batch, 0), 0, None, None)
+
+    def advance(self, state: TransformerState, tokens: ArrayLike) -> TransformerState:
+        chunk = as_chunk(tokens, state.batch, self.vocab_size)
+        length = state.length + chunk.shape[1]
+        check_length(length, self.horizon)
+        self._check_context(length)
+        if chunk.shape[1] == 0:
+            return state
+        if state.batch == 0:
+            return TransformerState(0, length, None, None)
+        if state.memory is None:
+            chunk = self._with_start(chunk)
+        rows = np.arange(state.batch)
+        reading = self._reader.read(chunk, rows, rows * 0 + chunk.shape[1] - 1, state.memory, keep=True)
+        return TransformerState(state.batch, length, reading.memory, reading.logits)
+
+    def log_probs(self, state: TransformerState) -> Float[np.ndarray, "batch vocab"]:
+        self._check_follows(state.length)
+        if state.batch == 0:
+            return np.empty((0, self.vocab_size))
+        if state.logits is not None:
+            return self._laws(state.logits)
+        self._check_start()
+        first = np.zeros(1, dtype=np.int64)
+        law = self._laws(self._reader.read(self._with_start(first[:, None][:, :0]), first, first).logits)
+        return np.repeat(law, state.batch, axis=0)
+
+    def take(self, state: TransformerState, rows: ArrayLike) -> TransformerState:
+        chosen = as_rows(rows, state.batch)
+        if state.memory is None or len(chosen) == 0:
+            return TransformerState(len(chosen), state.length, None, None)
+        index = self._reader.tensor(chosen)
+        logits = None if state.logits is None else state.logits[index.to(state.logits.device)]
+        return TransformerState(len(chosen), state.length, take_memory(state.memory, index), logits)
+
+    def sample(
+        self,
+        n: int,
+        rng: np.random.Generator | int | None = None,
+        history: ArrayLike | None = None,
+        length: int | None = None,
+    ) -> Int[np.ndarray, "n length"]:
+        """Ancestral sampling in row blocks; same strings as in one block, whatever its size."""
+        generator = as_generator(rng)
+        prefix, length = self._span(history, length)
+        out = np.empty((as_integer("n", n, 0), length), dtype=np.int64)
+        mark = generator.bit_generator.state
+
+        def work(low: int, high: int) -> None:
+            nonlocal mark
+            generator.bit_generator.state = mark  # a block that ran out of memory is drawn again
+            out[low:high] = super(TransformerOracle, self).sample(high - low, generator, prefix, length)
+            mark = generator.bit_generator.state
+
+        run_blocks(np.tile([1, self.vocab_size], (n, 1)), self._reader.budgets.copy(), work)
+        return out
+
+    def score(self, sequences: ArrayLike, history: ArrayLike | None = None) -> Float[np.ndarray, "n"]:
+        """Log P(sequence | history): one pass over all positions, the history read once where possible."""
+        sequences = as_tokens("sequences", sequences, self.vocab_size, 2)
+        prefix, length = self._span(history, sequences.shape[1])
+        total = np.zeros(len(sequences))
+        if sequences.size == 0:
+            return total
+        prefix = self._with_start(prefix[None])
+        if prefix.shape[1] == 0:
+            self._check_start()
+        self._check_context(prefix.shape[1] + length - 1 - len(self._start))
+        memory, behind = None, np.broadcast_to(prefix, (len(sequences), prefix.shape[1]))
+        strings = np.concatenate([behind, sequences[:, :-1]], axis=1)
+        first = prefix.shape[1] - 1  # the position whose law is that of the first token
+        chunks = self.network.abilities.continuation == "chunks"
+        if chunks and len(sequences) > 1 and prefix.shape[1] > 1 and length > 1:
+            memory = self._reader.read(prefix[:, :-1], [], [], keep=True).memory
+            strings, first = strings[:, first:], 0
+
+        def store(_: np.ndarray, reads: np.ndarray, reading: Reading) -> None:
+            row, t = np.divmod(reads, length)
+            logits = self._float64(reading.logits)
+            chosen = logits.gather(1, self._reader.tensor(sequences[row, t]).to(logits.device)[:, None])
+            values = (chosen[:, 0] - logits.logsumexp(dim=1)).cpu().numpy()
+            if np.isnan(values).any():
+                raise non_finite(self.model.dtype)
+            np.add.at(total, row, values)
+
+        n, width = strings.shape
+        plan = ReadingPlan(
+            strings,
+            np.full(n, width),
+            np.arange(n + 1) * length,
+            np.tile(np.arange(first, width), n),
+            np.arange(n * length),
+        )
+        self._reader.read_plan(plan, store, memory)
+        return total
+
+    def next_log_probs(self, histories: Sequence[ArrayLike] | np.ndarray) -> Float[np.ndarray, "n vocab"]:
+        """Right-padded passes over the histories; one that begins another is read off the longer one."""
+        strings = as_strings("histories", histories, self.vocab_size)
+        out = np.empty((len(strings), self.vocab_size))
+        if not strings:
+            return out
+        longest = max(map(len, strings))
+        self._check_follows(longest)
+        self._check_context(longest)
+        if min(map(len, strings)) == 0:
+            self._check_start()
+
+        def store(_: np.ndarray, which: np.ndarray, reading: Reading) -> None:
+            out[which] = self._laws(reading.logits)
+
+        self._reader.read_plan(plan_reads([self._with_start(s[None])[0] for s in strings]), store)
+        return out
+
+    def extended_log_probs(
+        self, histories: Sequence[ArrayLike] | np.ndarray, futures: Sequence[ArrayLike] | np.ndarray
+    ) -> Float[np.ndarray, "n_h n_f vocab"]:
+        """Log P(· | h∘f): every history is read once, the futures as chunks after its memory.
+
+        Reads n_h·T_h + n_h·n_f·T_f tokens in place of the n_h·n_f·(T_h + T_f) of the plain pass.
+        """
+        heads = as_strings("histories", histories, self.vocab_size)
+        tails = as_strings("futures", futures, self.vocab_size)
+        out = np.empty((len(heads), len(tails), self.vocab_size))
+
+        def store(h: np.ndarray, f: np.ndarray, reading: Reading) -> None:
+            out[h, f] = self._laws(reading.logits)
+
+        self._read_grid(heads, tails, store)
+        return out
+
+    def final_hidden_states(
+        self, histories: Sequence[ArrayLike] | np.ndarray, futures: Sequence[ArrayLike] | np.ndarray
+    ) -> Float[np.ndarray, "n_h n_f width"]:
+        """What the output layer sees after h∘f, float64 (n_h, n_f, width).
+
+        Where `unembedding` W is not None the centred logits are X · W_cᵀ, with W_c = W minus the mean
+        of its rows. Raises ParameterError if the model does not show its output layer's input.
+        """
+        heads = as_strings("histories", histories, self.vocab_size)
+        tails = as_strings("futures", futures, self.vocab_size)
+        head = self.network.head
+        if head is None or not self.network.abilities.reads_head:
+            raise ParameterError(
+                f"{type(self.model).__name__} has no linear output layer to look at: use extended_log_probs"
+            )
+        out = np.empty((len(heads), len(tails), head.in_features))
+
+        def store(h: np.ndarray, f: np.ndarray, reading: Reading) -> None:
+            out[h, f] = self._float64(reading.hidden).cpu().numpy()
+
+        self._read_grid(heads, tails, store)
+        return out
+
+    def unembedding(self) -> Float[np.ndarray, "vocab width"] | None:
+        """W, float64 (vocab_size, width), where logits = final hidden state · Wᵀ; None where they are not.
+
+        The identity is measured once on the model, at two scales of the hidden states. A constant
+        factor (Granite, Cohere) is folded into W; an output bias or a soft cap (Gemma 2) gives None.
+        """
+        head, scale = self.network.head, self.network.abilities.scale
+        if head is None or scale is None:
+            return None
+        return scale * self._float64(head.weight.detach()).cpu().numpy()
+
+    def _read_grid(self, heads: list[np.ndarray], tails: list[np.ndarray], store: Store) -> None:
+        """Give store(h, f, reading) the reads after every history ∘ future."""
+        if not heads or not tails:
+            return
+        longest = max(map(len, heads)) + max(map(len, tails))
+        self._check_follows(longest)
+        self._check_context(longest)
+        if min(map(len, heads)) + min(map(len, tails)) == 0:
+            self._check_start()
+        self._reader.read_grid([self._with_start(h[None])[0] for h in heads], tails, store)
+
+    def _float64(self, values: torch.Tensor) -> torch.Tensor:
+        return (values.cpu() if values.device.type == "mps" else values).double()
+
+    def _laws(self, logits: torch.Tensor) -> Float[np.ndarray, "reads vocab"]:
+        """Log-softmax in float64. A NaN or +∞ logit makes its whole row NaN, so one column tells."""
+        laws = torch.log_softmax(self._float64(logits), dim=-1)
+        if torch.isnan(laws[:, :1]).any():
+            raise non_finite(self.model.dtype)
+        return laws.cpu().numpy()
+
+    def _with_start(self, tokens: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n length2"]:
+        start = np.array(self._start, dtype=np.int64)
+        return np.concatenate([np.broadcast_to(start, (len(tokens), len(start))), tokens], axis=1)
+
+    def _check_start(self) -> None:
+        if not self._start:
+            raise ParameterError(
+                "this model has no BOS token, hence no law of the empty history: give bos_token_id="
+            )
+
+    def _check_follows(self, length: int) -> None:
+        if self.horizon is not None and length >= self.horizon:
+            raise HorizonError(f"no token follows after horizon = {self.horizon} tokens, got {length}")
+
+    def _check_context(self, length: int) -> None:
+        total = length + len(self._start)
+        if self.max_context is not None and total > self.max_context:
+            raise HorizonError(
+                f"the model reads at most max_position_embeddings = {self.max_context} tokens, got {total} "
+                f"(BOS: {len(self._start)}): shorten the history"
+            )
+
+
+def _bos_token(
+    model: PreTrainedModel, tokenizer: Any, chosen: int | Literal["none"] | None, vocab_size: int
+) -> int | None:
+    """The token of the empty history; numbers outside the vocabulary (class defaults) do not count."""
+    if chosen == "none":
+        return None
+    if chosen is not None:
+        return as_integer("bos_token_id", chosen, 0, vocab_size - 1)
+    found = (
+        getattr(place, "bos_token_id", None)
+        for place in (model.config.get_text_config(), model.generation_config, tokenizer)
+    )
+    return next((token for token in found if isinstance(token, int) and 0 <= token < vocab_size), None)
+
+
+def _max_context(model: PreTrainedModel) -> int | None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None

@@ -1,0 +1,645 @@
+"""TransformerOracle against plain forward passes, on small random models of several families."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
+
+from oracles.base import Oracle
+from oracles.errors import (
+    FormatError,
+    HorizonError,
+    MissingDependencyError,
+    NonFiniteError,
+    ParameterError,
+    ShapeError,
+    TokenError,
+)
+from oracles.transformer import TransformerOracle
+from oracles.transformer_network import Abilities
+from oracles.transformer_plan import plan_reads, run_blocks
+from tests.oracles.tiny_transformers import FAMILIES, VOCAB, tiny_model
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads of tiny matrix products only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """One folder per family, written by save_pretrained."""
+    root = tmp_path_factory.mktemp("models")
+    for family in FAMILIES:
+        tiny_model(family).save_pretrained(root / family)
+    return {family: root / family for family in FAMILIES}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def oracle(request, folders) -> TransformerOracle:
+    """Blocks of 100 tokens: bulk operations take several passes, of several histories each."""
+    return TransformerOracle.from_pretrained(folders[request.param], device="cpu", block_tokens=100)
+
+
+@pytest.fixture(scope="module")
+def llama() -> TransformerOracle:
+    return TransformerOracle(tiny_model("llama"), block_tokens=40)
+
+
+def plain_laws(oracle: TransformerOracle, tokens: np.ndarray) -> np.ndarray:
+    """Log-probabilities after every prefix of each row (with BOS: the empty one too; index from the end).
+
+    One pass of the bare model without a cache.
+    """
+    start = [] if oracle.bos_token_id is None else [oracle.bos_token_id]
+    ids = torch.tensor([[*start, *row] for row in np.asarray(tokens).tolist()])
+    with torch.no_grad():
+        logits = oracle.model(input_ids=ids, use_cache=False).logits.double()
+    return torch.log_softmax(logits, dim=-1).numpy()
+
+
+def some_tokens(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCAB, shape)
+
+
+def ragged(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, VOCAB, length) for length in lengths]
+
+
+# The law, and the four operations
+
+
+def test_laws_equal_a_plain_forward_pass(oracle):
+    tokens = some_tokens(3, 12)
+    expected = plain_laws(oracle, tokens)
+    state = oracle.start(3)
+    if oracle.bos_token_id is not None:
+        assert np.abs(oracle.log_probs(state) - expected[:, 0]).max() <= TOLERANCE
+    for t in range(12):
+        state = oracle.advance(state, tokens[:, t])
+        laws = oracle.log_probs(state)
+        assert laws.dtype == np.float64
+        assert np.abs(np.exp(laws).sum(axis=1) - 1).max() <= 1e-12
+        assert np.abs(laws - expected[:, t - 12]).max() <= TOLERANCE
+
+
+def test_caches_are_used(oracle):
+    recurrent = type(oracle.model).__name__.startswith("Mamba")
+    modern = int(transformers.__version__.split(".")[0]) >= 5  # before, Mamba's cache was a class of its own
+    expected = ("tokens" if modern else "recompute") if recurrent else "chunks"
+    assert oracle.network.abilities.continuation == expected
+    assert oracle.network.abilities.reads_head
+
+
+@pytest.mark.parametrize("cut", [1, 3, 7])
+def test_chunks_equal_tokens_one_by_one(oracle, cut):
+    tokens = some_tokens(3, 12, seed=cut)
+    state = oracle.advance(oracle.advance(oracle.start(3), tokens[:, :cut]), tokens[:, cut:])
+    assert np.abs(oracle.log_probs(state) - plain_laws(oracle, tokens)[:, -1]).max() <= TOLERANCE
+    assert state.length == 12
+
+
+def test_an_empty_chunk_changes_nothing(llama):
+    state = llama.advance(llama.start(2), [[3, 4], [5, 6]])
+    same = llama.advance(state, np.empty((2, 0), dtype=int))
+    assert np.array_equal(llama.log_probs(same), llama.log_probs(state))
+
+
+def test_states_are_values(oracle):
+    tokens = some_tokens(3, 12)
+    state = oracle.advance(oracle.start(3), tokens[:, :6])
+    laws = oracle.log_probs(state)
+    after = oracle.log_probs(oracle.advance(state, tokens[:, 6:]))
+    oracle.advance(state, tokens[:, 6:] * 0 + 7)
+    oracle.advance(state, tokens[:, 6])
+    oracle.advance(oracle.advance(oracle.take(state, [2, 2, 0]), [9, 9, 9]), [4, 4, 4])
+    assert np.array_equal(oracle.log_probs(state), laws)
+    assert np.array_equal(oracle.log_probs(oracle.advance(state, tokens[:, 6:])), after)
+
+
+def test_take_repeats_and_reorders_every_layer(oracle):
+    rows = np.array([2, 0, 0, 1, 2])
+    tokens, more = some_tokens(3, 7), some_tokens(5, 4, seed=1)
+    expected = plain_laws(oracle, np.concatenate([tokens[rows], more], axis=1))
+    taken = oracle.take(oracle.advance(oracle.start(3), tokens), rows)
+    assert np.abs(oracle.log_probs(taken) - expected[:, -5]).max() <= TOLERANCE
+    assert np.abs(oracle.log_probs(oracle.advance(taken, more)) - expected[:, -1]).max() <= TOLERANCE
+    stepped = oracle.advance(taken, more[:, 0])
+    assert np.abs(oracle.log_probs(stepped) - expected[:, -4]).max() <= TOLERANCE
+
+
+def test_one_history_is_repeated_for_many_rows(oracle):
+    tokens, more = some_tokens(1, 7), some_tokens(4, 3, seed=1)
+    many = oracle.take(oracle.advance(oracle.start(1), tokens), np.zeros(4, dtype=int))
+    again = oracle.take(many, [3, 1])  # rows of a memory whose rows share storage
+    expected = plain_laws(oracle, np.concatenate([np.repeat(tokens, 4, axis=0), more], axis=1))[:, -1]
+    assert np.abs(oracle.log_probs(oracle.advance(many, more)) - expected).max() <= TOLERANCE
+    assert np.abs(oracle.log_probs(oracle.advance(again, more[[3, 1]])) - expected[[3, 1]]).max() <= TOLERANCE
+
+
+def test_no_rows(oracle):
+    state = oracle.take(oracle.advance(oracle.start(2), some_tokens(2, 3)), [])
+    state = oracle.advance(state, np.empty((0, 2), dtype=int))
+    assert oracle.log_probs(state).shape == (0, VOCAB)
+    assert state.length == 5
+    assert oracle.next_log_probs([]).shape == (0, VOCAB)
+    assert oracle.extended_log_probs([], [[1]]).shape == (0, 1, VOCAB)
+    assert oracle.extended_log_probs([[1]], []).shape == (1, 0, VOCAB)
+    assert oracle.score(np.empty((0, 4), dtype=int), [1]).shape == (0,)
+
+
+# Bulk operations
+
+
+def test_ragged_histories(oracle):
+    histories = ragged([9, 1, 4, 4, 12, 2, 30])
+    histories += [histories[4][:5], histories[4][:11], histories[0], histories[6][:1]]
+    expected = np.stack([plain_laws(oracle, h[None])[0, -1] for h in histories])
+    assert np.abs(oracle.next_log_probs(histories) - expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "mamba"])
+def test_the_empty_history_is_bos(family):
+    oracle = TransformerOracle(tiny_model(family), block_tokens=40)
+    laws = oracle.next_log_probs([[], [3, 4]])
+    assert np.abs(laws[0] - plain_laws(oracle, [[]])[0, 0]).max() <= TOLERANCE
+    assert np.abs(oracle.next_log_probs([[]])[0] - laws[0]).max() <= TOLERANCE
+    extended = oracle.extended_log_probs([[], [3]], [[4], []])
+    assert (
+        np.abs(extended - oracle.next_log_probs([[4], [], [3, 4], [3]]).reshape(2, 2, -1)).max() <= TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("history", [[3], [5, 6, 7, 8, 9, 10]])
+def test_score_is_the_sum_of_log_probs(oracle, history):
+    sequences = some_tokens(11, 9)
+    rows = np.concatenate([np.tile(history, (11, 1)), sequences], axis=1)
+    laws = plain_laws(oracle, rows)[:, -10:-1]
+    expected = np.take_along_axis(laws, sequences[:, :, None], axis=2)[:, :, 0].sum(axis=1)
+    assert np.abs(oracle.score(sequences, history) - expected).max() <= TOLERANCE
+    assert np.abs(oracle.score(sequences[:1], history) - expected[:1]).max() <= TOLERANCE
+    assert (
+        np.abs(oracle.score(sequences[:, :1], history) - laws[np.arange(11), 0, sequences[:, 0]]).max() < 1e-4
+    )
+    assert oracle.score(sequences[:, :0], history).tolist() == [0.0] * 11
+
+
+def test_score_from_the_start():
+    oracle = TransformerOracle(tiny_model("llama"), block_tokens=40)
+    sequences = some_tokens(5, 6)
+    laws = plain_laws(oracle, sequences)[:, :-1]
+    expected = np.take_along_axis(laws, sequences[:, :, None], axis=2)[:, :, 0].sum(axis=1)
+    assert np.abs(oracle.score(sequences) - expected).max() <= TOLERANCE
+
+
+def test_extended_laws_are_those_of_the_concatenations(oracle):
+    histories = [*ragged([5, 3, 5, 8, 1]), ragged([5])[0]]
+    futures = [*ragged([4, 6, 1, 4, 2], seed=1), ragged([4, 6], seed=1)[1][:3], []]
+    expected = np.stack([[plain_laws(oracle, [[*h, *f]])[0, -1] for f in futures] for h in histories])
+    assert np.abs(oracle.extended_log_probs(histories, futures) - expected).max() <= TOLERANCE
+
+
+def test_block_sizes_do_not_matter(folders):
+    histories, futures, sequences = ragged([5, 3, 5]), ragged([4, 6, 1, 4], seed=1), some_tokens(7, 5)
+    answers = []
+    for block_tokens in (1, 17, 10_000):
+        oracle = TransformerOracle.from_pretrained(folders["gemma3"], "cpu", block_tokens=block_tokens)
+        answers.append(
+            [
+                oracle.extended_log_probs(histories, futures),
+                oracle.next_log_probs(futures),
+                oracle.score(sequences, [1, 2]),
+                oracle.sample(6, 3, history=[4], length=5),
+            ]
+        )
+    for others in answers[1:]:
+        for found, expected in zip(others, answers[0], strict=True):
+            assert np.abs(found - expected).max() <= TOLERANCE
+
+
+def test_samples_are_those_of_the_generic_sampler(llama):
+    found = llama.sample(60, 0, history=[3, 4], length=4)  # two blocks of 40 rows
+    assert np.array_equal(found, Oracle.sample(llama, 60, 0, history=[3, 4], length=4))
+    assert np.array_equal(found[:7], llama.sample(7, 0, history=[3, 4], length=4))
+
+
+@pytest.mark.parametrize("reads_head", [True, False])
+@pytest.mark.parametrize("continuation", ["chunks", "tokens", "recompute"])
+def test_every_way_of_continuing_gives_the_same_answers(llama, continuation, reads_head):
+    other = TransformerOracle(llama.model, block_tokens=200)
+    other.network.abilities = Abilities(reads_head, continuation)
+    histories, futures, tokens = ragged([5, 3, 5]), ragged([4, 6, 1, 0, 4], seed=1), some_tokens(3, 9)
+    pairs = [
+        (oracle.extended_log_probs(histories, futures), oracle.score(tokens, [1, 2, 3]))
+        for oracle in (llama, other)
+    ]
+    for found, expected in zip(*pairs, strict=True):
+        assert np.abs(found - expected).max() <= TOLERANCE
+    state = other.take(other.advance(other.start(3), tokens[:, :5]), [1, 1, 2])
+    laws = other.log_probs(other.advance(state, tokens[[1, 1, 2], 5:]))
+    assert np.abs(laws - plain_laws(llama, tokens)[[1, 1, 2], -1]).max() <= TOLERANCE
+
+
+# Final hidden states and the unembedding
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2", "gemma3", "mamba", "granite", "cohere"])
+def test_centred_logits_are_hidden_states_times_the_unembedding(family):
+    oracle = TransformerOracle(tiny_model(family), block_tokens=40, bos_token_id=1)
+    histories, futures = ragged([5, 3]), ragged([4, 0, 6], seed=1)
+    hidden, weight = oracle.final_hidden_states(histories, futures), oracle.unembedding()
+    assert hidden.shape == (2, 3, 16)
+    assert hidden.dtype == weight.dtype == np.float64
+    laws = oracle.extended_log_probs(histories, futures)
+    centred = laws - laws.mean(axis=-1, keepdims=True)
+    assert np.abs(hidden @ (weight - weight.mean(axis=0)).T - centred).max() <= 1e-5
+    assert np.abs(centred).max() > 0.1
+
+
+def test_no_unembedding_with_a_soft_cap_or_a_bias():
+    capped = tiny_model("gemma2")
+    assert TransformerOracle(capped).unembedding() is None
+    with torch.no_grad():
+        capped.get_input_embeddings().weight *= 0.01  # tied: logits so small that the cap hardly bends them
+    assert TransformerOracle(capped).unembedding() is None
+    biased = tiny_model("gptj")
+    with torch.no_grad():
+        biased.lm_head.bias.normal_()
+    assert TransformerOracle(biased).unembedding() is None
+
+
+def test_hidden_states_need_an_output_layer_to_look_at(llama):
+    blind = TransformerOracle(llama.model)
+    blind.network.abilities = Abilities(False, "chunks")
+    with pytest.raises(ParameterError, match="extended_log_probs"):
+        blind.final_hidden_states([[1]], [[2]])
+
+
+# BOS, horizon, context, wrong arguments
+
+
+def test_without_bos():
+    oracle = TransformerOracle(tiny_model("llama-without-bos"))
+    tokens = some_tokens(2, 5)
+    assert oracle.bos_token_id is None
+    state = oracle.advance(oracle.start(2), tokens)
+    assert np.abs(oracle.log_probs(state) - plain_laws(oracle, tokens)[:, -1]).max() <= TOLERANCE
+    found = oracle.extended_log_probs([[], [3]], [[4, 5], [6]])
+    expected = oracle.next_log_probs([[4, 5], [6], [3, 4, 5], [3, 6]]).reshape(2, 2, -1)
+    assert np.abs(found - expected).max() <= TOLERANCE
+    for ask in (
+        lambda: oracle.log_probs(oracle.start(1)),
+        lambda: oracle.next_log_probs([[3], []]),
+        lambda: oracle.score(tokens),
+        lambda: oracle.sample(2, 0, length=3),
+        lambda: oracle.extended_log_probs([[]], [[]]),
+    ):
+        with pytest.raises(ParameterError, match="bos_token_id="):
+            ask()
+
+
+def test_bos_is_found_or_chosen():
+    tokens = some_tokens(2, 5)
+    bare, model = tiny_model("llama-without-bos"), tiny_model("llama")
+    own, explicit = TransformerOracle(model), TransformerOracle(bare, bos_token_id=1)
+    assert own.bos_token_id == explicit.bos_token_id == 1
+    assert np.abs(own.next_log_probs(tokens) - explicit.next_log_probs(tokens)).max() <= TOLERANCE
+    assert TransformerOracle(model, bos_token_id=7).bos_token_id == 7
+    assert TransformerOracle(model, bos_token_id="none").bos_token_id is None
+    assert TransformerOracle(bare, tiny_tokenizer(), bos_token_id=None).bos_token_id == 3
+    assert TransformerOracle(tiny_model("gpt2")).bos_token_id is None  # its default, 50256, is no token here
+    with pytest.raises(ParameterError, match="bos_token_id"):
+        TransformerOracle(model, bos_token_id=VOCAB)
+
+
+def test_contexts_are_limited_by_the_position_embeddings(llama):
+    assert llama.next_log_probs([np.ones(63, dtype=int)]).shape == (1, VOCAB)
+    state = llama.advance(llama.start(1), np.ones((1, 40), dtype=int))
+    for ask in (
+        lambda: llama.next_log_probs([np.ones(64, dtype=int)]),
+        lambda: llama.advance(state, np.ones((1, 24), dtype=int)),
+        lambda: llama.extended_log_probs([np.ones(40, dtype=int)], [np.ones(24, dtype=int)]),
+        lambda: llama.score(np.ones((1, 65), dtype=int)),
+        lambda: TransformerOracle(llama.model, horizon=64),
+    ):
+        with pytest.raises(HorizonError, match=r"max_position_embeddings = 64 tokens, got 65"):
+            ask()
+    assert TransformerOracle(tiny_model("mamba")).next_log_probs([np.ones(99, dtype=int)]).shape == (1, VOCAB)
+
+
+def test_a_horizon_can_be_given(llama):
+    oracle = TransformerOracle(llama.model, horizon=4)
+    assert llama.horizon is None
+    assert oracle.horizon == 4
+    assert oracle.sample(3, 0).shape == (3, 4)
+    full = oracle.advance(oracle.start(1), [[1, 2, 3, 4]])
+    for ask in (
+        lambda: oracle.log_probs(full),
+        lambda: oracle.advance(full, [1]),
+        lambda: oracle.next_log_probs([[1, 2, 3, 4]]),
+        lambda: oracle.extended_log_probs([[1, 2]], [[3, 4]]),
+        lambda: oracle.score([[1, 2, 3, 4, 5]]),
+        lambda: llama.sample(1),
+    ):
+        with pytest.raises(HorizonError):
+            ask()
+
+
+def test_wrong_tokens_and_shapes(llama):
+    state = llama.start(2)
+    with pytest.raises(TokenError):
+        llama.advance(state, [0, VOCAB])
+    with pytest.raises(TokenError):
+        llama.next_log_probs([[0.5]])
+    with pytest.raises(ShapeError):
+        llama.advance(state, [0, 1, 2])
+    with pytest.raises(ShapeError):
+        llama.take(state, [2])
+
+
+def test_only_causal_pretrained_models():
+    with pytest.raises(ParameterError, match="PreTrainedModel"):
+        TransformerOracle(torch.nn.Linear(2, 2))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = BertLMHeadModel(BertConfig(vocab_size=VOCAB, initializer_range=0.3, **sizes))
+    with pytest.raises(ParameterError, match="not causal"):
+        TransformerOracle(encoder).next_log_probs([[1, 2]])
+
+
+def test_a_training_model_is_put_into_evaluation_mode():
+    model = tiny_model("gpt2").train()
+    oracle = TransformerOracle(model)
+    first, second = oracle.next_log_probs([[1, 2, 3]]), oracle.next_log_probs([[1, 2, 3]])
+    assert np.array_equal(first, second)
+    assert not model.training
+
+
+def test_nan_logits_are_an_error():
+    model = tiny_model("llama")
+    oracle = TransformerOracle(model)
+    oracle.next_log_probs([[1]])
+    with torch.no_grad():
+        model.lm_head.weight[5, 0] = torch.nan
+    for ask in (
+        lambda: oracle.next_log_probs([[1, 2]]),
+        lambda: oracle.score([[1, 2]]),
+        lambda: oracle.log_probs(oracle.start(1)),
+        lambda: TransformerOracle(model).next_log_probs([[1, 2]]),
+    ):
+        with pytest.raises(NonFiniteError, match="half precision"):
+            ask()
+    with pytest.raises(NonFiniteError, match="dtype='float32'"):
+        TransformerOracle(model.bfloat16()).next_log_probs([[1, 2]])
+
+
+# Precision, determinism, memory
+
+
+def test_precision_follows_dtype(folders):
+    tokens = some_tokens(3, 8)
+    double = TransformerOracle.from_pretrained(folders["llama"], "cpu", "float64")
+    assert np.abs(double.next_log_probs(tokens) - plain_laws(double, tokens)[:, -1]).max() <= 1e-12
+    half = TransformerOracle.from_pretrained(folders["llama"], "cpu", torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16
+    laws = half.next_log_probs(tokens)
+    assert 1e-6 < np.abs(laws - double.next_log_probs(tokens)).max() < 0.2
+    assert np.abs(np.exp(laws).sum(axis=1) - 1).max() <= 1e-12
+    assert half.network.abilities == double.network.abilities
+    default = TransformerOracle.from_pretrained(folders["llama"], "cpu")
+    assert default.model.dtype == torch.float32
+
+
+def test_deterministic_changes_nothing_on_a_cpu(llama):
+    oracle = TransformerOracle(llama.model, deterministic=True)
+    assert np.array_equal(oracle.next_log_probs([[1, 2, 3]]), llama.next_log_probs([[1, 2, 3]]))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+class Scarce:
+    """A forward method that runs out of memory above some number of rows, and counts how often."""
+
+    def __init__(self, model: torch.nn.Module, rows: int) -> None:
+        self.forward, self.rows, self.failures = model.forward, rows, 0
+
+    def __call__(self, input_ids: torch.Tensor, **arguments: object) -> object:
+        if len(input_ids) > self.rows:
+            self.failures += 1
+            raise torch.OutOfMemoryError("out of memory")
+        return self.forward(input_ids=input_ids, **arguments)
+
+
+def test_out_of_memory_halves_the_block(llama):
+    model = tiny_model("llama")
+    oracle = TransformerOracle(model)
+    oracle.next_log_probs([[1]])  # the measurement takes two rows
+    model.forward = scarce = Scarce(model, rows=3)
+    histories, futures, sequences = ragged([5] * 9), ragged([4, 3, 4, 2, 1], seed=1), some_tokens(9, 4)
+    for ask in (
+        lambda o: o.next_log_probs(histories),
+        lambda o: o.extended_log_probs(histories, futures),
+        lambda o: o.score(sequences, [1, 2, 3]),
+        lambda o: o.sample(9, 0, length=3),
+    ):
+        before = scarce.failures
+        assert np.abs(ask(oracle) - ask(llama)).max() <= TOLERANCE
+        assert 0 < scarce.failures - before <= 8
+    scarce.rows = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        oracle.next_log_probs(histories)
+
+
+# Loading
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    words = {word: i for i, word in enumerate(["<unk>", "the", "cat", "<s>", "sat"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+
+
+@pytest.fixture
+def without_network(monkeypatch):
+    """Any attempt to reach a network is an error of its own."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was touched")
+
+    for name in ("socket", "getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+
+
+@pytest.mark.usefixtures("without_network")
+def test_folders_load_without_network(tmp_path, folders):
+    oracle = TransformerOracle.from_pretrained(str(folders["mamba"]), device="auto")
+    assert oracle.tokenizer is None
+    assert oracle.vocab_size == VOCAB
+    tiny_model("llama").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    oracle = TransformerOracle.from_pretrained(tmp_path, device="cpu", horizon=9, bos_token_id=2)
+    assert oracle.tokenizer("the cat sat", add_special_tokens=False)["input_ids"] == [1, 2, 4]
+    assert (oracle.horizon, oracle.bos_token_id) == (9, 2)
+    assert len(oracle.tokenizer) < oracle.vocab_size  # a padded output layer: all of it is the law
+    assert np.exp(oracle.next_log_probs([[1, 2]])).sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_pickles_are_refused(tmp_path, folders):
+    shutil.copy(folders["llama"] / "config.json", tmp_path)
+    with pytest.raises(FormatError, match="no weights"):
+        TransformerOracle.from_pretrained(tmp_path)
+    torch.save(tiny_model("llama").state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(FormatError, match=r"pytorch_model.bin.*save_pretrained"):
+        TransformerOracle.from_pretrained(tmp_path)
+
+
+@pytest.mark.usefixtures("without_network")
+def test_folders_that_are_not_models(tmp_path, folders):
+    with pytest.raises(FormatError, match="no such model folder"):
+        TransformerOracle.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(FormatError, match="no such model folder"):
+        TransformerOracle.from_pretrained("./nothing/here")
+    with pytest.raises(FormatError, match="no config"):
+        TransformerOracle.from_pretrained(tmp_path)
+    shutil.copy(folders["llama"] / "config.json", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense" * 9)
+    with pytest.raises(FormatError, match="cannot load"):
+        TransformerOracle.from_pretrained(tmp_path)
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path, folders):
+    shutil.copytree(folders["llama"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "own.py").write_text("raise SystemExit('ran')\n")
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": names}))
+    with pytest.raises(FormatError, match="cannot load"):
+        TransformerOracle.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_nothing_unsafe_is_asked_of_the_library(monkeypatch, folders, local):
+    asked = {}
+
+    def record(_: str, **options: object) -> None:
+        asked.update(options)
+        raise OSError("nothing here")
+
+    monkeypatch.setattr("oracles.transformer_loading.AutoModelForCausalLM.from_pretrained", record)
+    with pytest.raises(FormatError, match="nothing here"):
+        TransformerOracle.from_pretrained(folders["llama"] if local else "some/model", "cpu", revision="v1")
+    assert asked["use_safetensors"] is True
+    assert asked["trust_remote_code"] is False
+    assert asked["local_files_only"] is local
+    assert (asked["revision"], asked["dtype"]) == ("v1", torch.float32)
+
+
+def test_missing_weights_are_an_error(tmp_path):
+    model = tiny_model("llama")
+    weights = model.state_dict()
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(FormatError, match="up_proj"):
+        TransformerOracle.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "abacus"}, "device"),
+        ({"dtype": "int8"}, "float16, bfloat16, float32, float64"),
+        ({"dtype": torch.int64}, "dtype"),
+        ({"block_tokens": 0}, "block_tokens"),
+        ({"horizon": 0}, "horizon"),
+    ],
+)
+def test_wrong_options(folders, options, message):
+    with pytest.raises(ParameterError, match=message):
+        TransformerOracle.from_pretrained(folders["llama"], **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_a_device(folders):
+    with pytest.raises(ParameterError, match="device='cpu'"):
+        TransformerOracle.from_pretrained(folders["llama"], device="cuda")
+
+
+def test_identity_names_weights_precision_and_bos(tmp_path, folders):
+    shutil.copytree(folders["llama"], tmp_path / "copy")
+    tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
+    first = TransformerOracle.from_pretrained(folders["llama"], "cpu").identity
+    assert TransformerOracle.from_pretrained(tmp_path / "copy", "cpu").identity == first
+    assert "float32" in first
+    others = {
+        TransformerOracle.from_pretrained(tmp_path / "other", "cpu").identity,
+        TransformerOracle.from_pretrained(folders["llama"], "cpu", "float64").identity,
+        TransformerOracle.from_pretrained(folders["llama"], "cpu", bos_token_id=5).identity,
+        first,
+    }
+    assert len(others) == 4
+    model = tiny_model("llama")
+    assert TransformerOracle(model).identity is None
+    assert "mine" in TransformerOracle(model, identity="mine").identity
+
+
+def test_torch_is_optional():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from oracles.errors import MissingDependencyError\n"
+        "try:\n    import oracles.transformer\n"
+        "except MissingDependencyError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "lrlm-sim[transformers]" in done.stdout
+    assert issubclass(MissingDependencyError, ImportError)
+
+
+# Plans
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=12))
+def test_plans_cover_every_string_with_no_string_to_spare(strings):
+    plan = plan_reads([np.array(s) for s in strings])
+    padded = [tuple(row[:length]) for row, length in zip(plan.tokens.tolist(), plan.lengths, strict=True)]
+    found = {}
+    for i, cover in enumerate(padded):
+        for read in range(plan.starts[i], plan.starts[i + 1]):
+            found[int(plan.targets[read])] = list(cover[: plan.positions[read] + 1])
+    assert found == dict(enumerate(strings))
+    distinct = {tuple(s) for s in strings}
+    maximal = {s for s in distinct if not any(len(t) > len(s) and t[: len(s)] == s for t in distinct)}
+    assert sorted(padded) == sorted(maximal)
+    assert list(plan.lengths) == sorted(plan.lengths)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20), st.integers(1, 30))
+def test_blocks_stay_within_their_budgets_and_are_maximal(costs, budget):
+    blocks = []
+    table, budgets = np.array(costs, dtype=int).reshape(-1, 2), np.array([budget, 12])
+    run_blocks(table, budgets, lambda low, high: blocks.append((low, high)))
+    assert [i for low, high in blocks for i in range(low, high)] == list(range(len(costs)))
+
+    def within(low: int, high: int) -> bool:
+        return high - low == 1 or bool(((high - low) * table[low:high].max(axis=0) <= budgets).all())
+
+    assert all(within(low, high) for low, high in blocks)
+    assert not any(within(low, high + 1) for low, high in blocks if high < len(costs))
