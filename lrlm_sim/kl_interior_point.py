@@ -31,22 +31,28 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lrlm_sim.newton_systems import NewtonSystem, NormalEquations, OrthogonalFactors
+from lrlm_sim.newton_systems import NewtonSystem, NormalEquations, OrthogonalFactors, Workspace
 from lrlm_sim.projection_polytope import Polytope
 
 #: A problem is finished when the estimated gap is below this fraction of its scale …
 TARGET_GAP = 1e-11
-#: … and the entropy's share below this one: first-order inequalities (Pythagoras) see its square root.
-TARGET_ENTROPY_GAP = 1e-17
+#: … and the entropy's share below this one. First-order inequalities (Pythagoras) see its square root: so
+#: they hold to about 1e-10 of the scale, at the price of less than one more iteration.
+TARGET_ENTROPY_GAP = 1e-21
 #: Complementarity is aimed at this fraction of the target gap: smaller products only cost digits.
 _LAST_CENTERING = 0.5
+#: First iterate: this fraction of the way from the center to the boundary, if the guess lies beyond.
+_TOWARDS_GUESS = 0.9
 #: First multipliers: products z·u at this fraction of the average of u(1 + |log(y/v)|).
-_FIRST_CENTERING = 0.3
+_FIRST_CENTERING = 0.4
 #: A slack that vanishes on all of K (K has no interior) is opened by this fraction of its constraint's scale.
 _OPENING = 1e-13
+#: A full step may come this close to a boundary. (Full steps save a third of an easy problem's iterations.)
+_MARGIN = 1e-8
 #: Finished problems are removed when they make up this fraction of the batch.
 _COMPACT_AT = 0.125
-_LARGEST_EXPONENT = 500.0
+#: Bounds of the lag w − log(y/v): v e^w must stay comparable to y, and the chord's slope must not be 0/0.
+_LARGEST_LAG, _NO_LAG = 30.0, 1e-30
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,13 @@ class _Iterate(_Batch):
 
 @dataclass(eq=False)
 class _Measure(_Batch):
-    """What one look at an iterate tells: log(y/v), its excess over the tilt, chord, products z·u, gaps."""
+    """What one look at an iterate tells.
+
+    `log_ratio` log(y/v), `lag` w − log(y/v), the chord's slope, the products z·u and their sum, the scale.
+    """
 
     log_ratio: Float[np.ndarray, "m batch"]
-    excess: Float[np.ndarray, "m batch"]
+    lag: Float[np.ndarray, "m batch"]
     chord: Float[np.ndarray, "m batch"]
     products: Float[np.ndarray, "M batch"]
     total: Float[np.ndarray, "batch"]
@@ -124,9 +133,10 @@ class InteriorPoint:
         sides = np.maximum([box + center, box - center], _OPENING * box)
         self._floors = (reached - slack)[:, None]
         self._first_slack = np.concatenate([slack, *sides])
+        self._space = Workspace()
 
-    def solve(self, targets: Float[np.ndarray, "m batch"]) -> Solution:
-        """Project the (positive) targets, one per column."""
+    def solve(self, targets: Float[np.ndarray, "m batch"], guesses: Float[np.ndarray, "s batch"]) -> Solution:
+        """Project the (positive) targets, one per column, starting from the center towards the guesses."""
         m, size = targets.shape
         answer = Solution(
             np.full((len(self._center), size), np.nan),
@@ -135,7 +145,7 @@ class InteriorPoint:
             np.zeros(size, int),
         )
         with np.errstate(all="ignore"):  # a problem that breaks down ends as NaN: its certificate tells
-            current = self._first(targets)
+            current = self._first(targets, self._basis.T @ (guesses - self._center[:, None]))
             for iteration in range(self._path.iterations + 1):
                 measure = self._measure(current)
                 last = iteration == self._path.iterations
@@ -148,22 +158,29 @@ class InteriorPoint:
                 self._advance(current, measure)
         return answer
 
-    def _first(self, targets: np.ndarray) -> _Iterate:
-        """Center of K; tilt constant, so that v e^w has the center's mass; products z·u all equal."""
+    def _first(self, targets: np.ndarray, beta: np.ndarray) -> _Iterate:
+        """From the center towards the guess, short of the boundary; tilt constant, with v e^w of y's mass;
+        products z·u all equal.
+        """
         size = targets.shape[1]
-        slack = np.repeat(self._first_slack[:, None], size, axis=1)
+        slack = self._system.matrix @ beta
+        slack /= self._first_slack[:, None]
+        step = np.minimum(1, _TOWARDS_GUESS / np.maximum(-slack.min(axis=0), 1e-30))
+        slack *= step
+        slack += 1
+        slack *= self._first_slack[:, None]
         y = self._floors + slack[: self._m]
         log_targets = np.log(targets)
-        tilt = np.repeat(np.log(y[:, 0].sum() / targets.sum(axis=0))[None], self._m, axis=0)
-        centering = _FIRST_CENTERING * np.mean(
-            slack[: self._m] * (1 + np.abs(np.log(y) - log_targets)), axis=0
-        )
-        beta = np.zeros((self._basis.shape[1], size))
-        return _Iterate(np.arange(size), log_targets, beta, slack, centering / slack, tilt)
+        tilt = np.repeat(np.log(y.sum(axis=0) / targets.sum(axis=0))[None], self._m, axis=0)
+        weight = 1 + np.abs(np.log(y) - log_targets)
+        centering = _FIRST_CENTERING / self._m * np.einsum("jb,jb->b", slack[: self._m], weight)
+        return _Iterate(np.arange(size), log_targets, beta * step, slack, centering / slack, tilt)
 
     def _record(self, answer: Solution, current: _Iterate, stop: np.ndarray, iteration: int) -> None:
         """Store the problems in `stop` that were not stored before."""
         new = stop & (answer.iterations[current.position] == 0)
+        if not new.any():
+            return
         where = current.position[new]
         answer.alpha[:, where] = self._center[:, None] + self._basis @ current.beta[:, new]
         answer.tilt[:, where] = current.tilt[:, new]
@@ -171,54 +188,72 @@ class InteriorPoint:
         answer.iterations[where] = max(iteration, 1)
 
     def _measure(self, current: _Iterate) -> _Measure:
-        m = self._m
-        y = self._floors + current.slack[:m]
-        log_ratio = np.log(y) - current.log_targets
-        excess = log_ratio - current.tilt
-        fenchel = np.minimum(-excess, _LARGEST_EXPONENT)
-        np.expm1(fenchel, out=fenchel)  # v e^w / y − 1
-        entropy_gap = np.einsum("jb,jb->b", y, excess + fenchel)
-        products = current.slack * current.dual
+        m, (count, size), space = self._m, current.slack.shape, self._space
+        y = np.add(self._floors, current.slack[:m], out=space("y", m, size))
+        log_ratio = np.log(y, out=space("log_ratio", m, size))
+        log_ratio -= current.log_targets
+        magnitude = np.abs(log_ratio, out=space("chord", m, size))
+        scale = np.maximum(y.sum(axis=0) + np.einsum("jb,jb->b", y, magnitude), self._mass)
+        lag = np.subtract(current.tilt, log_ratio, out=space("lag", m, size))
+        if lag.max() > _LARGEST_LAG:  # the tilt overshot: the next step starts from a sensible one
+            np.minimum(lag, _LARGEST_LAG, out=lag)
+            np.copyto(current.tilt, log_ratio + lag, where=lag == _LARGEST_LAG)
+        lag[lag == 0] = _NO_LAG
+        growth = np.expm1(lag, out=space("growth", m, size))  # v e^w / y − 1
+        entropy_gap = np.einsum("jb,jb->b", y, np.subtract(growth, lag, out=space("chord", m, size)))
+        growth *= y
+        chord = np.divide(lag, growth, out=space("chord", m, size))
+        products = np.multiply(current.slack, current.dual, out=space("products", count, size))
         total = products.sum(axis=0)
-        pull = current.dual.copy()
-        pull[:m] -= current.tilt
+        finished = total + entropy_gap <= TARGET_GAP * scale
+        if finished.any():
+            finished &= total + entropy_gap + self._residual_gap(current) <= TARGET_GAP * scale
+            finished &= entropy_gap <= TARGET_ENTROPY_GAP * scale
+        return _Measure(log_ratio, lag, chord, products, total, scale, finished)
+
+    def _residual_gap(self, current: _Iterate) -> Float[np.ndarray, "batch"]:
+        """Σ_i box·|r_i| − r_i α_i: what the dual residual r = Z(Aᵀz − (RᵀZ)ᵀw) costs the gap."""
+        m, space = self._m, self._space
+        pull = space("pull", *current.slack.shape)
+        np.subtract(current.dual[:m], current.tilt, out=pull[:m])
+        pull[m:] = current.dual[m:]
         residual = self._basis @ (self._system.transpose @ pull)
         alpha = self._center[:, None] + self._basis @ current.beta
-        gap = total + entropy_gap + (self._box * np.abs(residual) - residual * alpha).sum(axis=0)
-        scale = np.maximum(np.einsum("jb,jb->b", y, 1 + np.abs(log_ratio)), self._mass)
-        finished = (gap <= TARGET_GAP * scale) & (entropy_gap <= TARGET_ENTROPY_GAP * scale)
-        fenchel *= -y
-        chord = np.divide(excess, fenchel, out=1 / y, where=fenchel != 0)
-        return _Measure(log_ratio, excess, chord, products, total, scale, finished)
+        return (self._box * np.abs(residual) - residual * alpha).sum(axis=0)
 
     def _advance(self, current: _Iterate, measure: _Measure) -> None:
         """One predictor–corrector step, in place."""
-        m, path, system = self._m, self._path, self._system
-        inverse = 1 / current.slack
-        weights = current.dual * inverse
+        m, (count, size), space = self._m, current.slack.shape, self._space
+        path, system = self._path, self._system
+        inverse = np.divide(1.0, current.slack, out=space("inverse", count, size))
+        weights = np.multiply(current.dual, inverse, out=space("weights", count, size))
         weights[:m] += measure.chord
         system.factor(weights)
-        pull = np.zeros_like(current.slack)
+        pull = space("pull", count, size)
         pull[:m] = measure.log_ratio
-        relative = system.matrix @ system.solve(pull)
+        pull[m:] = 0.0
+        relative = np.matmul(system.matrix, system.solve(pull), out=space("moved", count, size))
         relative *= inverse
-        aim = self._centering(measure, relative)
+        change = measure.products
+        change *= relative
+        aim = self._centering(measure, relative, change)
         # products wanted: (u + du)(z + dz) = aim, second-order term taken from the predictor
-        wanted = relative + 1
-        wanted *= relative
-        wanted *= measure.products
+        wanted = np.add(relative, 1.0, out=space("wanted", count, size))
+        wanted *= change
         wanted += aim
         wanted *= inverse
         pull -= wanted
         beta = system.solve(pull)
-        moved = system.matrix @ beta
-        tilt = measure.chord * moved[:m]
-        tilt += measure.excess
+        moved = np.matmul(system.matrix, beta, out=relative)
+        tilt = measure.chord
+        tilt *= moved[:m]
+        tilt -= measure.lag
         moved *= inverse
-        dual = wanted - current.dual
-        dual -= current.dual * moved
+        dual = wanted
+        dual -= current.dual
+        dual -= np.multiply(current.dual, moved, out=weights)
         primal_step = _step(path.to_boundary, moved.min(axis=0))
-        dual_step = _step(path.to_boundary, (dual / current.dual).min(axis=0))
+        dual_step = _step(path.to_boundary, np.divide(dual, current.dual, out=weights).min(axis=0))
         if path.equal_steps:
             primal_step = dual_step = np.minimum(primal_step, dual_step)
         moved *= primal_step
@@ -230,11 +265,13 @@ class InteriorPoint:
         tilt *= dual_step
         current.tilt += tilt
 
-    def _centering(self, measure: _Measure, relative: np.ndarray) -> Float[np.ndarray, "batch"]:
-        """Mehrotra's σμ from the predictor: relative = du/u, hence dz/z = −1 − du/u, and the sums below."""
+    def _centering(
+        self, measure: _Measure, relative: np.ndarray, change: np.ndarray
+    ) -> Float[np.ndarray, "batch"]:
+        """Mehrotra's σμ from the predictor, relative = du/u, hence dz/z = −1 − du/u; change = z·du."""
         count = len(relative)
-        first = np.einsum("jb,jb->b", measure.products, relative)
-        second = np.einsum("jb,jb,jb->b", measure.products, relative, relative)
+        first = change.sum(axis=0)
+        second = np.einsum("jb,jb->b", change, relative)
         primal = 1 / np.maximum(1, -relative.min(axis=0))
         dual = 1 / np.maximum(1, 1 + relative.max(axis=0))
         after = (1 - dual) * measure.total + (primal * (1 - dual) - dual) * first - primal * dual * second
@@ -243,5 +280,5 @@ class InteriorPoint:
 
 
 def _step(to_boundary: float, smallest: np.ndarray) -> Float[np.ndarray, "batch"]:
-    """Longest step ≤ 1 that keeps `to_boundary` of the way to where 1 + step·smallest vanishes."""
-    return np.minimum(1, to_boundary / np.maximum(-smallest, 1e-30))
+    """A full step where it stays inside (1 + smallest > 0), else `to_boundary` of the way to the boundary."""
+    return np.where(smallest > -1 + _MARGIN, 1.0, to_boundary / np.maximum(-smallest, 1 - _MARGIN))

@@ -38,7 +38,7 @@ from lrlm_sim.projection_polytope import (
 #: A row is certified if its duality gap is at most this fraction of its scale.
 CERTIFIED_KL_GAP = 1e-10
 #: Problems are solved in blocks of about this many numbers per array, so that a block stays in the cache.
-_BLOCK_ENTRIES = 2**15
+_BLOCK_ENTRIES = 2**16
 #: A guess that misses the target by more than this, relative to the column's scale, is not worth certifying.
 _NEAR = 1e-6
 
@@ -67,7 +67,7 @@ def kl_project(
         v: targets, (n, m), any signs.
         box: bound of |α_i|, ≥ 1/s.
         floor: lower bound of every y_j, > 0.
-        start: guesses (n, s), used only to recognise targets that are inside the set.
+        start: guesses (n, s), to recognise targets inside the set and to start from; default least squares.
 
     Raises:
         ShapeError, NonFiniteError, ParameterError: malformed arguments.
@@ -86,7 +86,7 @@ def kl_project(
     answer = unsolved(polytope, len(targets))
     rows, inside = _inside(polytope, targets, guesses)
     absorb(answer, rows, inside)
-    fallbacks = _solve_open(polytope, directions, targets, answer)
+    fallbacks = _solve_open(polytope, directions, targets, guesses, answer)
     missed = int((~answer.certified).sum())
     if missed:
         warnings.warn(
@@ -95,7 +95,13 @@ def kl_project(
     return dataclasses.replace(answer, fallbacks=fallbacks)
 
 
-def _solve_open(polytope: Polytope, directions: _Directions, targets: np.ndarray, answer: Projection) -> int:
+def _solve_open(
+    polytope: Polytope,
+    directions: _Directions,
+    targets: np.ndarray,
+    guesses: np.ndarray,
+    answer: Projection,
+) -> int:
     """Run the interior-point paths, fast to safe, over the open rows; how many the first left open."""
     step = max(16, _BLOCK_ENTRIES // targets.shape[1])
     fallbacks = 0
@@ -107,7 +113,7 @@ def _solve_open(polytope: Polytope, directions: _Directions, targets: np.ndarray
         method = InteriorPoint(polytope, directions, path)
         for block in np.split(rows, range(step, len(rows), step)):
             columns = np.ascontiguousarray(targets[block].T)
-            solution = _finite(polytope, columns, method.solve(columns))
+            solution = _finite(polytope, columns, method.solve(columns, guesses[block].T))
             absorb(answer, block, certify_kl(polytope, columns, solution))
     return fallbacks
 

@@ -172,7 +172,7 @@ class _DualProgram:
             return None
         solution = model.getSolution()
         values = np.asarray(solution.col_value) / self._zoom
-        basic = np.asarray(model.getBasicVariables()[1])
+        basic = np.asarray(model.getBasicVariables()[1])  # type: ignore[attr-defined]
         if (basic < 0).any():  # a row is basic: R has dependent rows
             return np.asarray(solution.row_dual) / self._zoom, values
         basis = self._matrix[:, basic]

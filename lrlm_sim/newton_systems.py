@@ -12,6 +12,7 @@ problem) loses half as many and solves the few problems where that matters.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -47,6 +48,20 @@ def graded_basis(
     return basis, product
 
 
+class Workspace:
+    """Named scratch arrays, allocated once: fresh memory costs more than the arithmetic done in it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, np.ndarray] = {}
+
+    def __call__(self, name: str, *shape: int) -> np.ndarray:
+        """Uninitialised array of this shape; the same memory at every call with this name, if enough."""
+        size = math.prod(shape)
+        if name not in self._buffers or self._buffers[name].size < size:
+            self._buffers[name] = np.empty(size)
+        return self._buffers[name][:size].reshape(shape)
+
+
 class NewtonSystem(ABC):
     """Solver of AᵀWA x = −Aᵀh for a batch: `factor(weights)` once, then `solve(h)` for several h."""
 
@@ -70,12 +85,16 @@ class NormalEquations(NewtonSystem):
         super().__init__(matrix)
         self._lower = np.tril_indices(matrix.shape[1])
         self._pairs = np.ascontiguousarray((matrix[:, self._lower[0]] * matrix[:, self._lower[1]]).T)
+        self._space = Workspace()
 
     def factor(self, weights: Float[np.ndarray, "M batch"]) -> None:
-        k = len(self.transpose)
-        factor = np.empty((k, k, weights.shape[1]))
-        factor[self._lower] = self._pairs @ weights
-        self._factor = cholesky_in_place(factor)
+        k, size = len(self.transpose), weights.shape[1]
+        normal = self._space("factor", k, k, size)
+        normal.fill(0.0)
+        normal[self._lower] = np.matmul(
+            self._pairs, weights, out=self._space("pairs", len(self._pairs), size)
+        )
+        self._factor = cholesky_in_place(normal, self._space("scratch", k, k, size))
 
     def solve(self, h: Float[np.ndarray, "M batch"]) -> Float[np.ndarray, "k batch"]:
         x = self.transpose @ h
@@ -109,22 +128,23 @@ class OrthogonalFactors(NewtonSystem):
         return x
 
 
-def cholesky_in_place(matrices: Float[np.ndarray, "k k batch"]) -> Float[np.ndarray, "k k batch"]:
+def cholesky_in_place(
+    matrices: Float[np.ndarray, "k k batch"], scratch: Float[np.ndarray, "k k batch"]
+) -> Float[np.ndarray, "k k batch"]:
     """Lower Cholesky factors of a batch (batch axis last), in place, with *inverted* diagonals.
 
-    Only the lower triangle is read. A pivot that is noise is replaced by 1e128, which removes its direction
-    from the
-    solution: positive semidefinite matrices are fine.
+    Only the lower triangle is read and meant; the upper one is overwritten. A pivot that is noise is
+    replaced by 1e128, which removes its direction from the solution: semidefinite matrices are fine.
     """
     k = len(matrices)
     noise = matrices[np.arange(k), np.arange(k)] * _PIVOT_NOISE
     for j in range(k):
-        if j:
-            matrices[j:, j] -= np.einsum("ijb,jb->ib", matrices[j:, :j], matrices[j, :j])
         pivots = matrices[j, j]
         inverse = 1 / np.sqrt(np.where(pivots > noise[j], pivots, _DROPPED_PIVOT))
-        matrices[j + 1 :, j] *= inverse
         matrices[j, j] = inverse
+        column = matrices[j + 1 :, j]
+        column *= inverse
+        matrices[j + 1 :, j + 1 :] -= np.multiply(column[:, None], column, out=scratch[j + 1 :, j + 1 :])
     return matrices
 
 
@@ -134,11 +154,9 @@ def cholesky_solve_in_place(
     """Solve LLᵀ x = b for a batch, b given in `x`, with factors from `cholesky_in_place`."""
     k = len(x)
     for j in range(k):
-        if j:
-            x[j] -= np.einsum("jb,jb->b", factors[j, :j], x[:j])
         x[j] *= factors[j, j]
+        x[j + 1 :] -= factors[j + 1 :, j] * x[j]
     for j in range(k - 1, -1, -1):
-        if j < k - 1:
-            x[j] -= np.einsum("jb,jb->b", factors[j + 1 :, j], x[j + 1 :])
         x[j] *= factors[j, j]
+        x[:j] -= factors[j, :j] * x[j]
     return x

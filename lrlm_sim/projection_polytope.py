@@ -13,7 +13,7 @@ K depends on R, box and floor only: it is checked once per batch, and either it 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -82,8 +82,8 @@ class Projection:
 
     def take(self, rows: np.ndarray) -> Projection:
         """The projections of some rows (indices or a mask)."""
-        columns = (getattr(self, field.name) for field in fields(self))
-        return Projection(*(c if isinstance(c, int) else c[rows] for c in columns))
+        columns = {name: value[rows] for name, value in vars(self).items() if name != "fallbacks"}
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +132,21 @@ class Polytope:
 def unsolved(polytope: Polytope, n: int) -> Projection:
     """The center of K for every one of n rows, uncertified, with infinite gaps."""
     alpha = np.repeat(polytope.center[None], n, axis=0)
-    numbers = [np.full(n, np.inf) for _ in range(6)]
+    unknown = np.full((6, n), np.inf)
     status = np.full(n, int(ProjectionStatus.UNCERTIFIED))
-    return Projection(alpha, *numbers, np.zeros(n, dtype=np.int64), status, 0)
+    iterations = np.zeros(n, dtype=np.int64)
+    return Projection(
+        alpha,
+        objective=unknown[0],
+        gap=unknown[1],
+        stationarity=unknown[2],
+        complementarity=unknown[3],
+        scale=unknown[4],
+        infeasibility=unknown[5],
+        iterations=iterations,
+        status=status,
+        fallbacks=0,
+    )
 
 
 def judge(

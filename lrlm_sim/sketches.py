@@ -144,7 +144,7 @@ def sufficient_sample_size(gamma: float, delta: float, n_histories: int, ratio: 
     gamma, delta = as_number("gamma", gamma, 0.0), as_number("delta", delta, 0.0, 1.0)
     if gamma == 0 or delta == 0:
         raise ParameterError("gamma and delta must be positive")
-    rho = float(n) if ratio is None else as_number("ratio", ratio, n)
+    rho = float(n) if ratio is None else as_number("ratio", ratio, float(n))
     sizes = []
     for j in range(1, 40):
         epsilon = gamma / (rho + n) / 2**j

@@ -12,6 +12,7 @@ where B_(t,o)[i, :] represents the child h_(t,i)∘o over the spanner of cut t+1
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -26,6 +27,8 @@ from oracles.storage import storable
 
 #: What is done with coefficients after each token.
 PostProcess = Literal["none", "truncate", "l1", "kl"]
+#: Violations of the floor below this, relative to the largest entry of a column, are rounding.
+_SLACK = 1e-10
 
 
 @storable("spanner")
@@ -43,7 +46,7 @@ class SpannerModel(RecurrentOracle):
         box: bound on |λ_i|; 3 × rank in the paper.
         floor: smallest coordinate of R^T α.
 
-    A law that comes out negative somewhere is cut at zero and renormalised.
+    A law that comes out below the floor somewhere is cut there and renormalised.
     """
 
     laws_at: tuple[Float[np.ndarray, "r A"], ...]
@@ -105,7 +108,7 @@ class SpannerModel(RecurrentOracle):
         return np.ones(1)
 
     def laws(self, position: int, rows: Float[np.ndarray, "batch r"]) -> Float[np.ndarray, "batch A"]:
-        probabilities = np.maximum(rows @ self.laws_at[position], 0.0)
+        probabilities = np.maximum(rows @ self.laws_at[position], self.floor)
         mass = probabilities.sum(axis=1, keepdims=True)
         lost = mass[:, 0] <= 0
         probabilities[lost], mass[lost] = 1.0, self.vocab_size
@@ -129,6 +132,14 @@ class SpannerModel(RecurrentOracle):
         updated /= mass
         return self._post_process(position, updated)
 
+    @cached_property
+    def _thresholds(self) -> list[np.ndarray]:
+        """Values of RᵀΛ below which rows are projected: the floor, less what rounding can do to a column.
+
+        A projection is exact to 1e-10 in KL only, 1e-5 in total variation: it must not touch exact models.
+        """
+        return [_room(self.floor, sketch) - _SLACK * sketch.max(axis=0) for sketch in self.sketches]
+
     def linear_form(self) -> LinearForm | None:
         """None: cutting and projecting make the law non-linear, unless nothing is ever cut."""
         return None
@@ -140,7 +151,7 @@ class SpannerModel(RecurrentOracle):
             return rows
         sketch = self.sketches[position]
         values = rows @ sketch
-        outside = (values < self.floor).any(axis=1) | (np.abs(rows) > self.box).any(axis=1)
+        outside = (values < self._thresholds[position]).any(axis=1) | (np.abs(rows) > self.box).any(axis=1)
         if not outside.any():
             return rows
         rows = rows.copy()
@@ -153,9 +164,8 @@ class SpannerModel(RecurrentOracle):
 def _project(
     method: PostProcess, sketch: np.ndarray, values: np.ndarray, box: float, floor: float
 ) -> Float[np.ndarray, "n r"]:
+    floor = _room(floor, sketch)
     targets = np.maximum(values, floor)
-    # The floor must leave room: no coordinate may be asked to exceed what every spanner row has.
-    floor = min(floor, 0.5 * float(sketch.mean(axis=0).min()))
     if method == "kl":
         return kl_project(sketch, targets, box, max(floor, 1e-300)).alpha
     if method == "l1":
@@ -164,3 +174,8 @@ def _project(
     alpha = np.linalg.lstsq(sketch.T, targets.T, rcond=None)[0].T
     total = alpha.sum(axis=1, keepdims=True)
     return np.where(np.abs(total) > 1e-12, alpha / np.where(total == 0, 1, total), 1 / alpha.shape[1])
+
+
+def _room(floor: float, sketch: Float[np.ndarray, "r m"]) -> float:
+    """The floor, lowered where the mean of the spanner rows would not satisfy it."""
+    return min(floor, 0.5 * float(sketch.mean(axis=0).min()))

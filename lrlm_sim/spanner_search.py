@@ -46,9 +46,10 @@ class Spanner:
         indices: rows of X in the spanner, (r,); r is the numerical rank.
         coefficients: λ of every row, (n, r): X ≈ coefficients @ X[indices].
         max_coefficient: max |λ|, at most C.
-        swaps: exchanges made; each multiplied the volume of the chosen rows by more than (1+C)/2.
+        swaps: exchanges made; each multiplied the volume of the chosen rows by more than C, up to
+            rounding (by more than (1+C)/2 while the chosen rows are ill-conditioned).
         log_volume_gain: Σ log |λ| over the exchanges, the log of the volume of the spanner over that
-            of the start: swaps < log_volume_gain / log((1+C)/2).
+            of the start: swaps < log_volume_gain / log C, with the same proviso.
         passes: products over all rows that verified it, counted in rows / n (1 when the first found
             no violation).
         noise: absolute residual (2-norm, rescaled columns) that counted as zero; 0 where every row is
@@ -293,7 +294,7 @@ def _scan(points: Points, basis: Basis, limit: float, out: np.ndarray, height: i
         bad = _fill(points, basis, points.values[low : low + height], dual, coefficients)
         own = np.flatnonzero((basis.chosen >= low) & (basis.chosen < low + height))
         coefficients[basis.chosen[own] - low] = unit[own]
-        worst = max(coefficients.max(initial=0.0), -coefficients.min(initial=0.0))
+        worst = float(max(coefficients.max(initial=0.0), -coefficients.min(initial=0.0)))
         largest = max(largest, worst)
         if not worst <= limit:
             bad = bad | ~(np.abs(coefficients).max(axis=1) <= limit)
@@ -332,7 +333,7 @@ def search(points: Points, C: float, pool: np.ndarray, chosen: np.ndarray) -> Sp
     best = (0, -math.inf)
     while True:
         pool = np.union1d(pool, basis.chosen)
-        exchanged = _exchange(points, basis, pool, (1 + C) / 2)
+        exchanged = _exchange(points, basis, pool, C - 2 * _margin(points, basis, pool, C))
         swaps, gain = swaps + exchanged.swaps, gain + exchanged.gain
         basis = factor(points, exchanged.chosen) if exchanged.swaps else basis
         reached = (len(basis.chosen), basis.log_volume)
@@ -355,7 +356,10 @@ def search(points: Points, C: float, pool: np.ndarray, chosen: np.ndarray) -> Sp
 
 
 def _margin(points: Points, basis: Basis, pool: np.ndarray, C: float) -> float:
-    """How far below C coefficients must stay for another solver's rounding not to lift them above it."""
+    """How far below C coefficients must stay for another solver's rounding not to lift them above it.
+
+    Exchanges begin at twice the margin, so that what a scan finds is never too small to exchange.
+    """
     sizes = points.scaled(pool)[1].max(initial=0.0)
     rounding = 8 * np.finfo(float).eps * math.sqrt(len(points.factors)) * sizes
     return min((C - 1) / 4, rounding * float(norms_of(basis.dual.T).max(initial=0.0)))

@@ -123,7 +123,7 @@ def represent(spanner: ArrayLike, rows: ArrayLike) -> tuple[Float[np.ndarray, "n
     if values.shape[1] != basis.shape[1]:
         raise ShapeError("rows", "(n, d)", f"(n, {basis.shape[1]})", values.shape)
     points = as_points(np.vstack([basis, values]), 0.0).rescaled(np.arange(len(basis)))
-    factored = factor(points, np.flatnonzero(points.norms[: len(basis)]))
+    factored = factor(points, np.flatnonzero(points.norms[: min(basis.shape)]))
     if len(factored.chosen) < len(basis):
         raise ParameterError("the points of a spanner must be independent and not zero: drop the others")
     coefficients = factored.coefficients(points.values[len(basis) :] * points.factors)

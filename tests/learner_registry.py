@@ -16,8 +16,10 @@ from lrlm_sim.learners import (
     ExactConditionalLearner,
     ISANExtraction,
     Learner,
+    LogitQueryLearner,
     LStar,
     NGramLearner,
+    SmoothedQueryLearner,
     SpectralHMM,
 )
 from oracles import HiddenMarkovModel, Oracle, ProbabilisticAutomaton
@@ -34,6 +36,8 @@ class Entry:
 
 LEARNERS: dict[str, Entry] = {
     "isan": Entry(ISANExtraction()),
+    "logit": Entry(LogitQueryLearner()),
+    "smoothed": Entry(SmoothedQueryLearner(rank=2), slack=0.15),
     "conditional-sampled": Entry(ConditionalQueryLearner(rank=2, samples=1000), slack=0.1),
     "conditional-spanner": Entry(ConditionalQueryLearner(rank=2, samples=1000, route="spanner"), slack=0.15),
     "exact-conditional": Entry(ExactConditionalLearner()),

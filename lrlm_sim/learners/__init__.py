@@ -5,8 +5,10 @@ from lrlm_sim.learners.baum_welch import BaumWelch
 from lrlm_sim.learners.conditional_query import ConditionalQueryLearner
 from lrlm_sim.learners.exact_conditional import ExactConditionalLearner
 from lrlm_sim.learners.isan_extraction import ISANExtraction
+from lrlm_sim.learners.logit_query import LogitQueryLearner
 from lrlm_sim.learners.lstar import LStar
 from lrlm_sim.learners.ngram import NGramLearner
+from lrlm_sim.learners.smoothed_query import SmoothedQueryLearner
 from lrlm_sim.learners.specs import LEARNERS, make_access, open_learner
 from lrlm_sim.learners.spectral_hmm import SpectralHMM
 
@@ -19,8 +21,10 @@ __all__ = [
     "ISANExtraction",
     "LStar",
     "Learner",
+    "LogitQueryLearner",
     "NGramLearner",
     "Result",
+    "SmoothedQueryLearner",
     "SpectralHMM",
     "Status",
     "make_access",

@@ -64,10 +64,10 @@ class BaumWelch(Learner):
         return Result(best[1], status, access.ledger, stats)
 
     def _climb(
-        self, model: HiddenMarkovModel, strings: Int[np.ndarray, "n T"], counts: Int[np.ndarray, "n"]
+        self, model: HiddenMarkovModel, strings: Int[np.ndarray, "n T"], copies: Int[np.ndarray, "n"]
     ) -> tuple[list[float], HiddenMarkovModel, bool]:
         """Log-likelihood per string after each step, the last model, and whether it converged."""
-        weights = counts / counts.sum()
+        weights = copies / copies.sum()
         likelihoods: list[float] = []
         for _ in range(self.iterations):
             likelihood, expected = _expectations(model, strings, weights)
@@ -77,7 +77,8 @@ class BaumWelch(Learner):
             if len(likelihoods) > 1 and likelihoods[-1] - likelihoods[-2] < self.tolerance:
                 return likelihoods, model, True
             pseudo = self.prior / self.samples
-            model = HiddenMarkovModel(*(_normalise(e + pseudo) for e in expected), model.horizon)
+            initial, transition, emission = (_normalise(counts + pseudo) for counts in expected)
+            model = HiddenMarkovModel(initial, transition, emission, model.horizon)
         return likelihoods, model, False
 
 
@@ -103,6 +104,7 @@ def _expectations(
     backward = np.ones((n, model.n_states))
     transition = np.zeros_like(model.transition)
     emission = np.zeros_like(model.emission.T)
+    posterior = np.zeros((n, model.n_states))
     for t in range(horizon - 1, -1, -1):
         posterior = forward[t] * backward * weights[:, None]
         np.add.at(emission, strings[:, t], posterior)

@@ -52,9 +52,15 @@ class ConditionalConstants:
         """Raise TooLargeError when more than 10⁹ next-token samples would be drawn."""
         if self.total_samples > _FEASIBLE:
             raise TooLargeError(
-                f"the theory preset needs {self.total_samples:.3g} next-token samples ({self.samples:.3g} at up to "
-                f'{self.prefixes:.3g} prefixes), more than {_FEASIBLE:.0e}: use preset="practical"'
+                f"the theory preset needs about {_order(self.total_samples)} next-token samples "
+                f"({_order(self.samples)} at each of up to {_order(self.prefixes)} prefixes), more than "
+                f'{_order(_FEASIBLE)}: use preset="practical"'
             )
+
+
+def _order(number: int) -> str:
+    """Number for a message; integers beyond the range of floats included."""
+    return f"{number:.3g}" if number < 10**15 else f"10^{len(str(number)) - 1}"
 
 
 def conditional_constants(
@@ -70,16 +76,30 @@ def conditional_constants(
     epsilon, delta = as_number("epsilon", epsilon, 0, 1), as_number("delta", delta, 0, 1)
     if not (0 < epsilon < 1 and 0 < delta < 1):
         raise ParameterError(f"epsilon and delta must lie in (0, 1), got {epsilon} and {delta}")
+    try:
+        return _sizes(rank, vocab_size, horizon, epsilon, delta)
+    except (OverflowError, ZeroDivisionError):
+        raise TooLargeError(
+            f"the sample sizes for rank {rank}, horizon {horizon} are beyond 1e300 samples: "
+            'use preset="practical"'
+        ) from None
+
+
+def _sizes(rank: int, vocab_size: int, horizon: int, epsilon: float, delta: float) -> ConditionalConstants:
     pool = sample_compression_size(rank, epsilon / (2 * horizon), delta)
     candidates = [min(vocab_size**t, pool + rank * vocab_size) for t in range(horizon)]
     sampled = [vocab_size ** (horizon - t) > _ENUMERATED for t in range(horizon)]
     needs_sketch = [s and n > rank for s, n in zip(sampled, candidates, strict=True)]
     gamma, futures = 0.0, 1
     if any(needs_sketch):
+        if horizon * math.log10(_BOUND * rank) > 290:
+            raise OverflowError
         gamma = epsilon / 2 / _amplification(rank, vocab_size, candidates, sampled, 1, delta)[1]
         largest = max(n for n, s in zip(candidates, needs_sketch, strict=True) if s)
         futures = sufficient_sample_size(gamma, delta / (4 * horizon), largest)
     factor = _amplification(rank, vocab_size, candidates, sampled, futures, delta)[0]
+    if not math.isfinite(factor):
+        raise OverflowError
     zeta = (epsilon if gamma == 0 else epsilon / 2) / factor
     samples = _law_samples(vocab_size, horizon, zeta, delta / 2)
     prefixes = _prefixes(vocab_size, candidates, sampled, futures)
@@ -91,7 +111,10 @@ def conditional_constants(
 def _amplification(
     rank: int, vocab_size: int, candidates: list[int], sampled: list[bool], futures: int, delta: float
 ) -> tuple[float, float]:
-    """(F_ζ, F_γ) of the bound Σ_(t<T) (E_t + ζW_t) + Σ_(1≤t<T) E_t, E_(t+1) = E_t + δ_t W_t, W_(t+1) = κ_t W_t."""
+    """(F_ζ, F_γ) of TV ≤ Σ_(t<T) (E_t + ζW_t) + Σ_(1≤t<T) E_t = F_ζ ζ + F_γ γ.
+
+    E_(t+1) = E_t + (ζ + ρ_t) W_t and W_(t+1) = κ_t W_t, from E_0 = 0 and W_0 = 1.
+    """
     horizon = len(candidates)
     weight, error_zeta, error_gamma, total_zeta, total_gamma = 1.0, 0.0, 0.0, 0.0, 0.0
     for t in range(horizon):
@@ -106,7 +129,7 @@ def _amplification(
             if sampled[t + 1]:
                 columns, spread = futures, 4 * horizon * n / delta  # Markov for the sketches of P̂ − P
                 step_gamma = _BOUND
-            step_zeta += (1 + growth) * (1 + 2 * spread * math.sqrt(n * columns))
+            step_zeta += (1 + growth) * (1 + spread * math.sqrt(n * columns))
         error_zeta += step_zeta * weight
         error_gamma += step_gamma * weight
         weight *= growth
@@ -121,7 +144,7 @@ def _law_samples(vocab_size: int, horizon: int, zeta: float, delta: float) -> in
     slope = horizon * math.sqrt(vocab_size - 1) + math.sqrt(2 * horizon * (log_histories - math.log(delta)))
     # With s = 1/√m: T s² + slope·s = ζ, written without cancellation.
     root = 2 * zeta / (slope + math.sqrt(slope**2 + 4 * horizon * zeta))
-    return max(2, math.ceil(1 / root**2))
+    return max(2, math.ceil(1 / root) ** 2)
 
 
 def _prefixes(vocab_size: int, candidates: list[int], sampled: list[bool], futures: int) -> int:

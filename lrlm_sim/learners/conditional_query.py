@@ -38,7 +38,8 @@ class ConditionalQueryLearner(Learner):
         epsilon: total variation aimed at; sets `samples` when that is not given.
         samples: next-token samples m per distinct prefix (tree: on average; spanner: for the chosen
             histories and their children). Default ⌈4/ε²⌉: TV ≤ 2/√m was seen on all random HMMs tried.
-        pool_samples: samples per prefix while candidates are compared (spanner route); None is ⌊m/8⌋.
+        pool_samples: samples per prefix while candidates are compared (spanner route); None is m/8, at
+            least min(m, 32).
         preset: "practical", or "theory": all sizes from `conditional_constants`, for which TV ≤ ε with
             probability ≥ 1 − δ is proved (docs/derivations.md); TooLargeError where that cannot be run.
         delta: failure probability of the theory preset.
@@ -52,7 +53,7 @@ class ConditionalQueryLearner(Learner):
         enumerate_futures: most futures enumerated rather than sampled.
         tree_limit: most prefixes of a tree.
         floor: weight of the uniform law in estimates, and smallest coordinate in projections; None is
-            1e-14 for exact answers and 1e-9 for estimates.
+            0 for exact answers and 1e-9 for estimates.
     """
 
     rank: int | None = None
@@ -109,7 +110,7 @@ class ConditionalQueryLearner(Learner):
             self = self._theory(access.vocab_size, horizon)
             samples = self.samples or 0
         elif self.floor is None:
-            self = replace(self, floor=1e-14 if exact else 1e-9)
+            self = replace(self, floor=0.0 if exact else 1e-9)
         assert self.floor is not None
         prefixes = sum(access.vocab_size**t for t in range(min(horizon, 64)))
         if self.route == "tree" or (self.route == "auto" and prefixes <= self.tree_limit):
@@ -120,7 +121,7 @@ class ConditionalQueryLearner(Learner):
         return self._result(access, "spanner", fit, seen)
 
     def _theory(self, vocab_size: int, horizon: int) -> ConditionalQueryLearner:
-        """The same learner with the sizes of `conditional_constants`, unprojected; see docs/derivations.md."""
+        """The same learner with the sizes of `conditional_constants`, unprojected (docs/derivations.md)."""
         if self.rank is None:
             raise ParameterError('preset="theory" needs the rank')
         sizes = conditional_constants(self.rank, vocab_size, horizon, self.epsilon, self.delta)
@@ -143,7 +144,7 @@ class ConditionalQueryLearner(Learner):
         return SpannerSettings(
             rank=self.rank,
             samples=samples,
-            pool_samples=self.pool_samples or max(2, samples // 8),
+            pool_samples=self.pool_samples or max(min(samples, 32), samples // 8),
             pool=self.pool,
             futures=self.futures or 4 * (self.rank or 8) + 16,
             future_length=self.future_length,

@@ -25,8 +25,10 @@ from oracles.errors import BudgetError
 Coefficients = Literal["kl", "weighted", "plain"]
 #: Singular values this many times the estimated noise are directions of the teacher.
 _CLEAR = 3.0
+#: Power of the share of draws that early laws of futures get; see `PrefixLaws.future_estimates`.
+_SHARE = 0.5
 #: Singular values below this share of the first are rounding.
-_ROUNDING = 1e-11
+_ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,33 @@ def fit_spanner(
 
     BudgetError.partial says how many cuts were learned.
     """
-    route = _Route(PrefixLaws(access, settings.samples, settings.floor), horizon, settings, rng)
+    share = 0.0 if settings.theory else _SHARE
+    oracle = PrefixLaws(access, settings.samples, settings.floor, share)
+    route = _Route(oracle, horizon, settings, rng)
     fit = SpannerFit()
     try:
         strings = access.sample(settings.pool, length=horizon)
         chosen = np.empty((1, 0), dtype=np.int64)
         fit.laws.append(route.oracle.laws(chosen))
         for cut in range(1, horizon):
+            before = access.ledger.generated_tokens
             chosen = route.cut(fit, strings[:, :cut], chosen, access.vocab_size)
+            spent = access.ledger.generated_tokens - before
+            draws = settings.samples if settings.theory else max(settings.samples, spent // (4 * len(chosen)))
+            fit.laws.append(oracle.laws(chosen, draws))
     except BudgetError as error:
         error.partial = {"cuts_learned": len(fit.laws), "ranks": [len(law) for law in fit.laws]}
         raise
     return fit
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """Spanner rows of a pool, coefficients of all its rows over them, and the rank above the noise."""
+
+    rows: Int[np.ndarray, "r"]
+    coefficients: Float[np.ndarray, "n r"]
+    found: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,26 +116,31 @@ class _Route:
         pool = _pool(prefixes, children[seen])
         futures, proposal = self._futures(pool, vocab_size, self.settings.pool_samples)
         values = self.oracle.future_estimates(pool, futures, self.settings.pool_samples) / proposal
-        indices, found, largest = self._choose(values)
-        chosen = pool[indices]
-        if len(chosen) < len(pool):
-            futures, proposal = self._futures(chosen, vocab_size, self.settings.samples)
-        sketch = self.oracle.future_probabilities(chosen, futures) / proposal
+        choice = self._choose(values)
+        chosen = pool[choice.rows]
         moved = np.full((len(children), len(chosen)), 1 / len(chosen))
-        moved[seen], residual = self._express(
-            sketch, self.oracle.future_probabilities(children[seen], futures) / proposal
-        )
+        if self.settings.theory:  # what the bound is proved for: the spanner's own coefficients
+            sketch = values[0, choice.rows]
+            where = (pool[:, None, :] == children[None, seen]).all(axis=2).argmax(axis=0)
+            moved[seen], residual = choice.coefficients[where], 0.0
+        else:
+            if len(chosen) < len(pool):
+                futures, proposal = self._futures(chosen, vocab_size, self.settings.samples)
+            sketch = self.oracle.future_probabilities(chosen, futures) / proposal
+            targets = self.oracle.future_probabilities(children[seen], futures) / proposal
+            moved[seen], residual = self._express(sketch, targets)
         operators = (weights[:, None] * moved).reshape(len(last), vocab_size, len(chosen))
         fit.operators.append(np.ascontiguousarray(operators.transpose(1, 0, 2)))
         fit.sketches.append(sketch)
-        fit.found.append(found)
-        fit.coefficients.append(largest)
+        fit.found.append(choice.found)
+        fit.coefficients.append(float(np.abs(choice.coefficients).max(initial=1.0)))
         fit.residuals.append(residual)
-        fit.laws.append(self.oracle.laws(chosen))
         return chosen
 
     def _seen(self, weights: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
         """Children that can follow; the law after an impossible one means nothing and must not be spanned."""
+        if self.settings.theory:
+            return np.ones(len(weights), dtype=bool)
         never = 0.0 if self.oracle.exact else 0.75 / self.settings.samples
         return weights > never
 
@@ -128,6 +150,7 @@ class _Route:
         """Futures with weights 1/(m D(f)): enumerated (weight 1) or drawn from D, the histories' mixture.
 
         A future drawn k times appears once with k times the weight: ℓ1 norms of sketches are the same.
+        Exact laws also show what only rare futures tell apart, so there D is half uniform.
         """
         length = self.horizon - histories.shape[1]
         if self.settings.future_length is not None:
@@ -135,29 +158,31 @@ class _Route:
         if vocab_size**length <= self.settings.enumerate_futures:
             return all_strings(vocab_size, length), np.ones(vocab_size**length)
         count = self.settings.futures
-        sources = histories[self.rng.integers(len(histories), size=count)]
-        drawn, times = np.unique(
-            self.oracle.draw_futures(sources, length, self.rng, draws), axis=0, return_counts=True
-        )
+        uniform = count // 2 if self.oracle.exact else 0
+        sources = histories[self.rng.integers(len(histories), size=count - uniform)]
+        drawn = self.oracle.draw_futures(sources, length, self.rng, draws)
+        drawn = np.concatenate([drawn, self.rng.integers(vocab_size, size=(uniform, length))])
+        drawn, times = np.unique(drawn, axis=0, return_counts=True)
         mixture = self.oracle.future_probabilities(histories, drawn, draws).mean(axis=0)
-        return drawn, count * mixture / times
+        share = uniform / count
+        return drawn, count * ((1 - share) * mixture + share * float(vocab_size) ** -length) / times
 
-    def _choose(self, values: Float[np.ndarray, "k n m"]) -> tuple[Int[np.ndarray, "r"], int, float]:
-        """(rows of a spanner, numerical rank, largest coefficient) from estimates and their two halves.
+    def _choose(self, values: Float[np.ndarray, "k n m"]) -> _Choice:
+        """A spanner from estimates and their two halves.
 
         Rows are first projected on the leading singular directions, as in `spanners.robust_spanner`, but
-        with the noise that the halves show in place of an a-priori bound.
+        the rank given, not a noise level, says how many; the noise seen in the halves says how many are real.
         """
         matrix, limit = values[0], self.settings.rank
         if self.settings.theory and limit is not None and len(matrix) <= limit:
-            return np.arange(len(matrix)), len(matrix), 1.0
+            return _Choice(np.arange(len(matrix)), np.eye(len(matrix)), len(matrix))
         _, sigma, directions = np.linalg.svd(matrix, full_matrices=False)
         noise = 0.0 if self.oracle.exact else float(np.linalg.norm(values[1] - values[2], 2)) / 2
         real = max(1, int((sigma > _ROUNDING * sigma[0]).sum()))
         found = max(1, int((sigma > max(_ROUNDING * sigma[0], _CLEAR * noise)).sum()))
         width = found if limit is None else min(limit, real)
-        spanner = barycentric_spanner(matrix @ directions[:width].T, self.settings.bound)
-        return spanner.indices, found, float(spanner.max_coefficient)
+        spanner = barycentric_spanner(matrix @ directions[:width].T, self.settings.bound, tolerance=_ROUNDING)
+        return _Choice(spanner.indices, spanner.coefficients, found)
 
     def _express(
         self, sketch: Float[np.ndarray, "r m"], children: Float[np.ndarray, "n m"]
@@ -166,8 +191,6 @@ class _Route:
         kind = self.settings.coefficients
         plain = np.linalg.lstsq(sketch.T, children.T, rcond=1e-13)[0].T
         residual = float(np.abs(plain @ sketch - children).sum(axis=1).max(initial=0.0))
-        if self.settings.theory:
-            return plain, residual
         fitted = plain
         if kind == "weighted":
             fitted = _weighted_least_squares(sketch, children)

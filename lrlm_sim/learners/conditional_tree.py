@@ -66,7 +66,7 @@ def fit_tree(
     else:
         first, second = _sample_tree(access, horizon, samples, floor)
         levels = [estimate_laws(a + b, floor) for a, b in zip(first, second, strict=True)]
-        halves = tuple(_joint([estimate_laws(counts, floor) for counts in half]) for half in (first, second))
+        halves = _joint_of(first, floor), _joint_of(second, floor)
     joint = _joint(levels)
     cuts = [_reduce(joint, access.vocab_size**t, rank, halves) for t in range(horizon)]
     return _assemble(cuts, levels, access.vocab_size, bound, 1.0 if halves is None else 0.999)
@@ -96,6 +96,10 @@ def _sample_tree(
         laws = estimate_laws(halves[0][-1] + halves[1][-1], floor)
         reached = (reached[:, None] * laws).ravel()
     return halves
+
+
+def _joint_of(counts: list[np.ndarray], floor: float) -> Float[np.ndarray, "strings"]:
+    return _joint([estimate_laws(level, floor) for level in counts])
 
 
 def _joint(levels: list[np.ndarray]) -> Float[np.ndarray, "strings"]:

@@ -29,9 +29,13 @@ class PrefixLaws:
     """Cached next-token laws behind one access, each estimated from at least as many draws as asked for."""
 
     def __init__(
-        self, access: ConditionalProbabilityAccess | ConditionalSampleAccess, draws: int, floor: float
+        self,
+        access: ConditionalProbabilityAccess | ConditionalSampleAccess,
+        draws: int,
+        floor: float,
+        share: float = 0.0,
     ) -> None:
-        self._access, self._draws, self._floor = access, max(2, draws), floor
+        self._access, self._draws, self._floor, self._share = access, max(2, draws), floor, share
         self._row_of: dict[bytes, int] = {}
         self._token = np.min_scalar_type(access.vocab_size)
         width = (access.vocab_size,) if self.exact else (2, access.vocab_size)
@@ -63,7 +67,11 @@ class PrefixLaws:
         futures: Sequence[ArrayLike] | np.ndarray,
         draws: int | None = None,
     ) -> Float[np.ndarray, "k n m"]:
-        """P̂(f | h) from all draws, from the first half and from the second; k = 1 where laws are exact."""
+        """P̂(f | h) from all draws, from the first half and from the second; k = 1 where laws are exact.
+
+        A level of the futures' tree with n of its at most N nodes gets (N/n)^share times the draws: an early
+        law is a factor of many P̂(f | h), and there are few of them.
+        """
         strings = [np.asarray(future, dtype=np.int64) for future in futures]
         kinds = 1 if self.exact else 3
         out = np.empty((kinds, len(histories), len(strings)))
@@ -76,7 +84,8 @@ class PrefixLaws:
                 paths = np.concatenate([paths[level.parent], level.token[:, None]], axis=1)
             out[:, :, level.strings] = probability[:, :, level.node]
             if len(level.strings) < len(strings):
-                stack = self._stack(join(histories, paths), draws)
+                boost = (len(strings) / len(paths)) ** self._share
+                stack = self._stack(join(histories, paths), int((draws or self._draws) * boost))
                 laws = stack.reshape(kinds, len(histories), len(paths), -1)
         return out
 

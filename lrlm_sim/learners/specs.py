@@ -9,8 +9,10 @@ from lrlm_sim.learners.baum_welch import BaumWelch
 from lrlm_sim.learners.conditional_query import ConditionalQueryLearner
 from lrlm_sim.learners.exact_conditional import ExactConditionalLearner
 from lrlm_sim.learners.isan_extraction import ISANExtraction
+from lrlm_sim.learners.logit_query import LogitQueryLearner
 from lrlm_sim.learners.lstar import LStar
 from lrlm_sim.learners.ngram import NGramLearner
+from lrlm_sim.learners.smoothed_query import SmoothedQueryLearner
 from lrlm_sim.learners.spectral_hmm import SpectralHMM
 from oracles.access import Access
 from oracles.base import Oracle
@@ -20,6 +22,8 @@ from oracles.specs import split_parameters
 #: Every learner by its short name.
 LEARNERS: dict[str, type[Learner]] = {
     "isan": ISANExtraction,
+    "logit": LogitQueryLearner,
+    "smoothed": SmoothedQueryLearner,
     "conditional": ConditionalQueryLearner,
     "exact_conditional": ExactConditionalLearner,
     "ngram": NGramLearner,

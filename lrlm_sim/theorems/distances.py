@@ -84,8 +84,10 @@ def _coupling_without_length(instance: Instance) -> Measurement:
     """Mutant: errors that do not add up over the string, on a pair where they do."""
     horizon = instance["horizon"]
     eta = 0.05
-    p = HiddenMarkovModel([1.0], [[1.0]], [[0.5 + eta, 0.5 - eta]], horizon)
-    q = HiddenMarkovModel([1.0], [[1.0]], [[0.5, 0.5]], horizon)
+    p, q = (
+        HiddenMarkovModel(np.ones(1), np.ones((1, 1)), np.array([[0.5 + bias, 0.5 - bias]]), horizon)
+        for bias in (eta, 0.0)
+    )
     return Measurement(total_variation(p, q), eta, 1e-12)
 
 

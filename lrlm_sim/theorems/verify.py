@@ -145,7 +145,7 @@ def shrink(theorem: Theorem, failing: Instance) -> dict[str, int]:
         database=None,
         derandomize=True,
         phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     )
     try:
         return dict(find(space, lambda instance: _breaks(theorem.measure, instance), settings=quiet))

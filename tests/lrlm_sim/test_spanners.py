@@ -158,16 +158,16 @@ def test_exchanges_account_for_the_volume(seed, n, d, C):
     spanner = barycentric_spanner(X, C, start)
     before, after = (np.linalg.slogdet(X[i] @ X[i].T)[1] / 2 for i in (start, spanner.indices))
     assert spanner.log_volume_gain == pytest.approx(after - before, abs=1e-6)
-    assert spanner.swaps * math.log((1 + C) / 2) <= spanner.log_volume_gain + 1e-9
+    assert spanner.swaps * math.log(C) <= spanner.log_volume_gain + 1e-9
     certify(X, spanner, C)
 
 
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 150), d=st.integers(1, 10))
 def test_pivoted_start_needs_few_exchanges(seed, n, d):
-    """All rows fit the first pool (16 d rows), so QR leaves at most (r/2)·log_τ r exchanges, τ = (1+C)/2."""
+    """All rows fit the first pool (16 d rows), so QR leaves at most (r/2)·log_C r exchanges."""
     X = np.random.default_rng(seed).standard_normal((min(n, 16 * d), d))
     spanner = barycentric_spanner(X, 1.2)
-    assert spanner.swaps <= spanner.rank / 2 * math.log(spanner.rank, 1.1) + 1e-9
+    assert spanner.swaps <= spanner.rank / 2 * math.log(spanner.rank, 1.2) + 1e-9
 
 
 @pytest.mark.parametrize("heavy", [False, True])
@@ -178,7 +178,7 @@ def test_random_starts_exchange_and_stay_within_r_log_r(heavy):
         spanner = barycentric_spanner(X, 2.0, "random", rng=seed)
         certify(X, spanner, 2.0)
         total += spanner.swaps
-        assert spanner.swaps <= 16 * math.log(16, 1.5)
+        assert spanner.swaps <= 16 * math.log(16, 2.0)
     assert total >= 20  # the exchange branch runs
 
 
@@ -245,10 +245,12 @@ def test_coefficients_of_an_ill_conditioned_spanner_keep_residuals_small():
     assert np.abs(X - spanner.coefficients @ X[spanner.indices]).max() <= 1e-10
 
 
-@pytest.mark.parametrize("exponent", [-300, -150, 40, 300])
+@pytest.mark.parametrize("exponent", [-900, -150, 40, 900])
 def test_global_scale_does_not_matter(exponent):
     X = np.random.default_rng(0).standard_normal((300, 5))
     here, there = barycentric_spanner(X), barycentric_spanner(np.ldexp(X, exponent))
+    assert barycentric_spanner(np.ldexp(X, exponent), noise=math.ldexp(100, exponent)).rank == 0
+    assert barycentric_spanner(np.ldexp(X, exponent), noise=math.ldexp(1e-6, exponent)).rank == 5
     np.testing.assert_array_equal(here.indices, there.indices)
     np.testing.assert_allclose(here.coefficients, there.coefficients, atol=1e-13)
 
@@ -292,12 +294,51 @@ def test_results_are_reproducible_and_do_not_change_the_input():
     certify(single.astype(float), barycentric_spanner(single), 2.0)
 
 
+def test_rows_that_are_all_independent_are_all_chosen():
+    """Kahan's matrix, rows from 1 to 1e-12: rounding of its large rows exceeds the small ones."""
+    X = np.array([[0.3**i * ((i == j) - 0.95 * (j > i)) for j in range(24)] for i in range(24)])
+    spanner = barycentric_spanner(X)
+    assert spanner.rank == 24
+    assert spanner.swaps == 0
+    assert spanner.noise == 0
+    np.testing.assert_array_equal(spanner.coefficients[spanner.indices], np.eye(24))
+
+
+def test_columns_that_few_rows_use():
+    """Two short rows in a plane that the pool sees at 1e-13 of its size, if at all."""
+    X = np.zeros((4000, 3))
+    X[:, 0] = 10 * (1 + np.random.default_rng(0).random(4000))
+    X[:, 1] = 1e-13 * X[:, 0]
+    X[1], X[3] = [0, 1, 1], [0, 1, 2]
+    spanner = barycentric_spanner(X)
+    assert spanner.rank == 3
+    certify(X, spanner, 2.0)
+
+
+@pytest.mark.parametrize("small", [1.0, 1e-8])
+def test_coefficients_near_the_limit_are_exchanged_where_rounding_matters(monkeypatch, small):
+    """A row outside the pool with coefficient C(1 − 1e-12): kept, unless other solvers would err by more."""
+    monkeypatch.setattr(spanners, "first_pool", lambda points: np.arange(5))
+    for seed in range(10):  # rounding itself decides about half of them
+        rng = np.random.default_rng(seed)
+        spread, turn = np.diag([1, 1, 1, 1, small]), np.linalg.qr(rng.random((5, 5)))[0]
+        basis = rng.standard_normal((5, 5)) @ spread @ turn
+        X = np.vstack([basis, np.array([[2 * (1 - 1e-12), 0.5, 0.5, 0.5, 0.5]]) @ basis])
+        spanner = barycentric_spanner(X)
+        certify(X, spanner, 2.0)
+        assert spanner.swaps == (small < 1)
+
+
 def test_dependent_rows_of_an_explicit_start_are_dropped():
     X = np.random.default_rng(0).standard_normal((50, 4))
     X[7] = 2 * X[3]
     spanner = barycentric_spanner(X, start=[3, 7, 3, 9])
     certify(X, spanner, 2.0)
     assert spanner.rank == 4
+    X[:5] = np.outer(np.arange(1.0, 6.0), X[0])
+    spanner = barycentric_spanner(X, C=1e9, start=range(8))  # a huge C: no exchange leaves the start
+    assert spanner.rank == 4
+    assert set(spanner.indices) <= set(range(8))
 
 
 def test_sets_beyond_double_precision_are_refused():
@@ -327,7 +368,6 @@ def test_sets_beyond_double_precision_are_refused():
         (np.eye(2), {"C": np.inf}, ParameterError),
         (np.eye(2), {"start": "best"}, ParameterError),
         (np.eye(2), {"start": [2]}, ShapeError),
-        (np.eye(2), {"rng": "seed"}, ParameterError),
         (np.eye(2), {"tolerance": 0.5}, ParameterError),
         (np.eye(2), {"noise": -1.0}, ParameterError),
     ],
@@ -345,7 +385,8 @@ def test_represent_recovers_coefficients(seed, r, scaled):
     coefficients, residuals = represent(basis, wanted @ basis)
     conditioning = np.linalg.cond(basis / np.abs(basis).max(axis=0))
     np.testing.assert_allclose(coefficients, wanted, atol=1e-13 * conditioning)
-    assert (residuals <= 1e-12 * np.linalg.norm(wanted @ basis, axis=1)).all()
+    terms = np.abs(wanted) @ np.abs(basis)  # rows that cancel carry the rounding of what cancelled
+    assert (residuals <= 1e-12 * np.linalg.norm(terms, axis=1)).all()
 
 
 def test_represent_measures_what_is_outside_and_refuses_dependent_points():
@@ -355,8 +396,9 @@ def test_represent_measures_what_is_outside_and_refuses_dependent_points():
     assert represent(np.zeros((0, 2)), np.ones((3, 2)))[0].shape == (3, 0)
     with pytest.raises(ParameterError, match="independent"):
         represent([[1.0, 2.0], [2.0, 4.0]], [[1.0, 1.0]])
-    with pytest.raises(ParameterError, match="independent"):
-        represent([[0.0, 0.0]], [[1.0, 1.0]])
+    for dependent in ([[0.0, 0.0]], [[1.0, 0.0], [2.0, 0.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]):
+        with pytest.raises(ParameterError, match="independent"):
+            represent(dependent, [[1.0, 1.0]])
     with pytest.raises(ShapeError):
         represent([[1.0, 2.0]], [[1.0]])
 
@@ -392,7 +434,8 @@ def test_robust_spanner_ignores_noise_that_a_plain_one_follows():
     noise = rng.standard_normal(X.shape)
     X += 1e-3 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
     assert barycentric_spanner(X).rank == 30
-    assert robust_spanner(X, 1e-3).spanner.rank == 3
+    for gamma in (1e-3, 0.3):  # 2γ√n is 8.5 at most, the signal is above 60
+        assert robust_spanner(X, gamma).spanner.rank == 3
 
 
 def test_sample_compression_size_is_sufficient():

@@ -10,6 +10,8 @@ from lrlm_sim.confidence import binomial_test_failures
 from lrlm_sim.fidelity import fidelity
 from lrlm_sim.learners import ConditionalQueryLearner, ExactConditionalLearner
 from lrlm_sim.learners import conditional_spanner as module
+from lrlm_sim.learners.conditional_constants import conditional_constants
+from lrlm_sim.learners.prefix_laws import PrefixLaws
 from oracles import (
     Budget,
     ConditionalProbabilityAccess,
@@ -20,7 +22,7 @@ from oracles import (
     ProbabilisticAutomaton,
     Tabular,
 )
-from oracles.errors import BudgetError, ParameterError
+from oracles.errors import BudgetError, ParameterError, TooLargeError
 from oracles.storage import load, save
 
 ROUTES = ["tree", "spanner"]
@@ -186,3 +188,106 @@ def test_without_children_in_the_pool_exactness_is_lost(monkeypatch):
         result = learner.fit(ConditionalProbabilityAccess(teacher, seed=seed), rng=seed)
         worst = max(worst, distances.total_variation(teacher, result.model))
     assert worst > 1e-6
+
+
+# The spanner route from conditional samples.
+
+
+@pytest.mark.parametrize("n", [12, 20])
+def test_noisy_parity_is_recovered_from_conditional_samples(n):
+    """A model at chance has TV ½ − ν = .4; four times less is out of its reach."""
+    teacher = NoisyParity.random(n, 0.1, n)
+    learner = ConditionalQueryLearner(rank=2, samples=500, pool=4, futures=16, route="spanner")
+    result = learner.fit(ConditionalSampleAccess(teacher, seed=n), rng=n)
+    assert result.status.ok
+    assert max(result.model.ranks) == 2
+    assert distances.total_variation(teacher, result.model) < 0.1
+
+
+def test_truncated_futures_are_blind_to_parity():
+    teacher = NoisyParity.random(8, 0.1, 1)
+    learner = ConditionalQueryLearner(rank=2, samples=1000, future_length=2, route="spanner")
+    result = learner.fit(ConditionalSampleAccess(teacher, seed=0), rng=0)
+    assert distances.total_variation(teacher, result.model) > 0.3
+
+
+def test_too_small_a_rank_is_said_on_the_spanner_route_with_samples():
+    teacher = HiddenMarkovModel.random(3, 4, 5, rng=1)
+    learner = ConditionalQueryLearner(rank=1, samples=20_000, route="spanner")
+    assert learner.fit(ConditionalSampleAccess(teacher, seed=0), rng=0).status.code == "rank_too_small"
+
+
+def test_the_right_rank_raises_no_alarm_with_samples():
+    for seed in range(8):
+        teacher = HiddenMarkovModel.random(2, 3, 5, rng=seed)
+        learner = ConditionalQueryLearner(rank=2, samples=400, route="spanner")
+        result = learner.fit(ConditionalSampleAccess(teacher, seed=seed), rng=seed)
+        assert result.status.ok
+        assert distances.total_variation(teacher, result.model) < 2 / np.sqrt(400)
+
+
+def test_deterministic_and_unreachable_histories_with_samples():
+    deterministic = ProbabilisticAutomaton.from_dfa(np.array([[1, -1], [-1, 0]]), 0, 6)
+    unreachable = Tabular(np.array([[[0.5, 0.0], [0.0, 0.0]], [[0.25, 0.0], [0.0, 0.25]]]))
+    for teacher in (deterministic, unreachable, HiddenMarkovModel.random(2, 1, 4, rng=0)):
+        for route in ROUTES:
+            learner = ConditionalQueryLearner(rank=2, samples=2000, route=route)
+            result = learner.fit(ConditionalSampleAccess(teacher, seed=0), rng=0)
+            assert distances.total_variation(teacher, result.model) < 0.05
+
+
+def test_estimates_are_shared_topped_up_and_split_in_halves():
+    teacher = HiddenMarkovModel.random(2, 3, 4, rng=0)
+    access = ConditionalSampleAccess(teacher, seed=0)
+    laws = PrefixLaws(access, 100, 0.0)
+    prefixes = np.array([[0], [1], [0]])
+    first = laws.laws(prefixes)
+    np.testing.assert_array_equal(first[0], first[2])
+    assert access.ledger.calls == 200
+    np.testing.assert_array_equal(laws.laws(prefixes, 50), first)
+    laws.laws(prefixes, 300)
+    assert access.ledger.calls == 600
+    stack = laws.future_estimates(prefixes, [[0], [1], [2]], 300)
+    np.testing.assert_allclose(stack.sum(axis=2), 1, atol=1e-12)
+    np.testing.assert_allclose(stack[0], (stack[1] + stack[2]) / 2, atol=0.01)
+    assert np.abs(stack[1] - stack[2]).max() > 0
+
+
+# The theory preset.
+
+
+def test_constants_follow_their_formula_at_horizon_one():
+    """T = 1: F_ζ = 1, so ζ = ε and m is the root of √((A−1)/m) + 1/m + √(2 log(2/δ)/m) = ε."""
+    sizes = conditional_constants(2, 3, 1, 0.1, 0.05)
+    m = sizes.samples
+    bound = [np.sqrt(2 / k) + 1 / k + np.sqrt(2 * np.log(2 / 0.05) / k) for k in (m, 0.97 * m)]
+    assert sizes.zeta == pytest.approx(0.1)
+    assert bound[0] <= 0.1 < bound[1]
+    assert sizes.prefixes == 1
+
+
+def test_constants_grow_with_accuracy_confidence_rank_and_horizon():
+    base = conditional_constants(2, 2, 3, 0.5, 0.1).samples
+    for harder in ((2, 2, 3, 0.25, 0.1), (2, 2, 3, 0.5, 0.01), (3, 2, 5, 0.5, 0.1), (2, 2, 4, 0.5, 0.1)):
+        assert conditional_constants(*harder).samples > base
+
+
+def test_the_theory_preset_runs_and_keeps_its_promise():
+    """P(TV > ε) ≤ δ = 1e-3 is proved; the bound is loose, so the seeds here stay far inside it."""
+    for seed in range(4):
+        teacher = HiddenMarkovModel.random(2, 2, 3, rng=seed)
+        learner = ConditionalQueryLearner(rank=2, preset="theory", epsilon=0.9, delta=1e-3)
+        access = ConditionalSampleAccess(teacher, seed=seed)
+        result = learner.fit(access, rng=seed)
+        sizes = conditional_constants(2, 2, 3, 0.9, 1e-3)
+        assert distances.total_variation(teacher, result.model) <= 0.9
+        assert distances.total_variation(teacher, result.model) <= 0.05
+        assert access.ledger.calls <= sizes.total_samples + sizes.pool
+        assert result.stats["max_coefficient"] <= 2 + 1e-6
+
+
+@pytest.mark.parametrize("horizon", [6, 100, 3000])
+def test_the_theory_preset_says_what_it_would_need(horizon):
+    teacher = HiddenMarkovModel.random(3, 3, horizon, rng=0)
+    with pytest.raises(TooLargeError, match="samples"):
+        ConditionalQueryLearner(rank=3, preset="theory").fit(ConditionalSampleAccess(teacher))
