@@ -18,6 +18,7 @@ from lrlm_sim.cli.demo import run_demo
 from lrlm_sim.cli.doctor import run_doctor
 from lrlm_sim.cli.learn import run_learn
 from lrlm_sim.cli.spectrum import run_spectrum
+from lrlm_sim.cli.study import run_list, run_report, run_study
 from lrlm_sim.cli.verify import run_verify
 from oracles.errors import (
     FormatError,
@@ -38,6 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Learn language models from queries, measure them, and certify the result.",
 )
+
+studies = typer.Typer(help="Studies: questions asked of the library.", no_args_is_help=True)
+app.add_typer(studies, name="study")
 
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -129,6 +133,26 @@ def verify(
 def doctor(seed: Seed = 0, as_json: AsJson = False) -> None:
     """What is installed, what works here, and what to install for the rest."""
     raise typer.Exit(run_doctor(Screen(as_json), seed))
+
+
+@studies.command("list")
+def study_list(as_json: AsJson = False) -> None:
+    """Names and questions of all studies."""
+    raise typer.Exit(run_list(Screen(as_json)))
+
+
+@studies.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def study_run(context: typer.Context, name: Annotated[str, typer.Argument(help="Name of a study.")]) -> None:
+    """Run a study; its own options follow its name (--quick, --out DIR, …)."""
+    raise typer.Exit(run_study(name, context.args))
+
+
+@studies.command("report")
+def study_report(
+    name: Annotated[str, typer.Argument(help="Name of a study.")], as_json: AsJson = False
+) -> None:
+    """Print the committed tables of a study."""
+    raise typer.Exit(run_report(Screen(as_json), name))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -31,7 +31,7 @@ class Screen:
         """A table, numbers to four significant digits."""
         table = Table(title=title, title_justify="left", title_style="bold")
         for i, column in enumerate(columns):
-            words = column in ("source", "result", "state")
+            words = column in ("source", "result", "state", "what it asks")
             table.add_column(column, justify="left" if i == 0 or words else "right", no_wrap=not words)
         for row in rows:
             table.add_row(*(_cell(value) for value in row))

@@ -113,7 +113,9 @@ def _measure_transformer(screen: Screen, run: Run, seed: int) -> None:
         },
     )
     for name, spectrum in spectra.items():
-        np.save(run.folder / f"singular_values_{name.replace(' ', '_')}.npy", spectrum.sigma, allow_pickle=False)
+        np.save(
+            run.folder / f"singular_values_{name.replace(' ', '_')}.npy", spectrum.sigma, allow_pickle=False
+        )
     plot_spectra(
         run.folder / "spectra.png",
         {n: s.sigma for n, s in spectra.items()},

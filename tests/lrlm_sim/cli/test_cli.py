@@ -145,3 +145,34 @@ def test_verify_repeats_an_instance_and_kills_mutants(tmp_path, capsys):
     assert run(["verify", "hmm-rank", "--mutants", "--out", tmp_path], capsys)[0] == 0
     assert run(["verify", "nonsense"], capsys)[0] == 2
     assert run(["verify", "hmm-rank", "--instance", "states=2"], capsys)[0] == 2
+
+
+def test_studies_are_listed_and_unknown_ones_refused(capsys):
+    status, out, _ = run(["study", "list", "--json"], capsys)
+    assert status == 0
+    names = {row["name"]: row["summary"] for row in json.loads(out)["studies"]}
+    assert "train_stdlib_llama" in names
+    assert all(names.values())
+    status, _, err = run(["study", "run", "nonsense"], capsys)
+    assert status == 2
+    assert "unknown study" in err
+
+
+def test_the_transformer_half_of_the_demo(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
+    from lrlm_sim.cli import demo
+    from lrlm_sim.cli.console import Screen
+    from lrlm_sim.cli.runs import open_run
+
+    for name, value in {"_N": 24, "_HISTORY": 6, "_FUTURE": 6, "_FIRST": 2}.items():
+        monkeypatch.setattr(demo, name, value)
+    with open_run("demo", 0, tmp_path, {}) as opened:
+        demo._measure_transformer(Screen(as_json=True), opened, 0)
+    measured = json.loads((tmp_path / "manifest.json").read_text())["transformer"]
+    assert set(measured) == {"trained", "step 0"}
+    assert 0.2 < measured["trained"]["alpha"] < 2
+    assert all(
+        kl <= bound for kl, bound in zip(measured["trained"]["kl"], measured["trained"]["bound"], strict=True)
+    )
+    assert (tmp_path / "spectra.png").stat().st_size > 0
