@@ -7,11 +7,10 @@ The *dual* program is what is solved: with d = w − z, |w_j| ≤ 1, z ≥ 0,
     maximise  −vᵀw + floor·Σz − box·Σ(p + q) − ν   over   R(w − z) + p − q + ν1 = 0,  p, q ≥ 0,
 
 which has s rows only, whatever m. One HiGHS model serves the batch; a target changes its costs. Every
-problem starts from the basis of the same reference target (the center of K), which is dual feasible for all
-targets because their
-costs touch boxed columns alone: answers do not depend on the batch, and HiGHS's dual simplex with bound
-flips does what Barrodale and Roberts' ℓ1 regression does, passing many breakpoints per pivot. α is the
-vector of row duals.
+problem starts from the basis of one reference target, the center of K, so that answers do not depend on the
+batch. That basis is dual feasible for all targets, because their costs touch boxed columns alone, and the
+dual simplex with bound flips does what Barrodale and Roberts' ℓ1 regression does: it passes many
+breakpoints per pivot. α is the vector of row duals.
 
 Why KL is the default: ℓ1 projection can *increase* the ℓ1 distance to points of the set, by a factor up to
 2 (x = (1, 1), K = conv{(0, 0), (1, 2)}, y = (1, 2): ‖π(x) − y‖₁ = 1.5 > 1 = ‖x − y‖₁); KL projection never
@@ -42,8 +41,9 @@ from lrlm_sim.projection_polytope import (
 
 #: A row is certified if its gap is at most this fraction of its scale; HiGHS's tolerances allow no less.
 CERTIFIED_L1_GAP = 1e-8
-#: The fast path multiplies variables and costs by this, which makes those tolerances as much smaller.
-_ZOOM = 2.0**6
+#: (zoom, warm): variables and costs are multiplied by the zoom, which makes those tolerances as much smaller;
+#: the solve starts from the reference basis, or cold and with presolve.
+_ATTEMPTS = ((8.0, True), (64.0, True), (1.0, False))
 
 
 def l1_project(R: ArrayLike, v: ArrayLike, box: float, floor: float) -> Projection:
@@ -68,9 +68,9 @@ def l1_project(R: ArrayLike, v: ArrayLike, box: float, floor: float) -> Projecti
     targets = as_targets(v, polytope)
     answer = unsolved(polytope, len(targets))
     fallbacks = 0
-    for attempt, (zoom, warm) in enumerate(((_ZOOM, True), (1.0, False))):
+    for number, (zoom, warm) in enumerate(_ATTEMPTS):
         rows = np.flatnonzero(~answer.certified)
-        fallbacks = len(rows) if attempt else 0
+        fallbacks = len(rows) if number == 1 else fallbacks
         if len(rows):
             absorb(answer, rows, _DualProgram(polytope, zoom, warm).solve(targets[rows]))
     missed = int((~answer.certified).sum())
@@ -91,8 +91,8 @@ def certify_l1(
 ) -> Projection:
     """Objective, duality gap and feasibility of α, from scratch, by weak duality with any w and z.
 
-    With w clipped to [−1, 1] and z to [0, ∞): optimum ≥ −wᵀv + floor·Σz + min {cᵀα : Σα = 1, |α| ≤ box}, c
-    = R(w − z).
+    Once |w_j| ≤ 1 and z ≥ 0: optimum ≥ −wᵀv + floor·Σz + min {cᵀα : Σα = 1, |α| ≤ box}, c = R(w − z). Only
+    w − z is used; it is shrunk to be ≤ 1 and split again, w = max(w − z, −1).
     """
     slope = (w - z) / np.maximum(1, (w - z).max(axis=1, initial=1))[:, None]
     w = np.maximum(slope, -1)
@@ -121,8 +121,7 @@ def certify_l1(
 class _DualProgram:
     """The dual program in HiGHS; columns (w, z) are scaled by the largest entries of the columns of R.
 
-    Warm: from the reference basis. Cold: from scratch and with presolve, for what the warm path could not
-        solve.
+    Warm: from the reference basis. Cold: from scratch and with presolve, if the warm path failed.
     """
 
     def __init__(self, polytope: Polytope, zoom: float, warm: bool) -> None:
@@ -148,7 +147,8 @@ class _DualProgram:
         alpha = np.repeat(self._polytope.center[None], n, axis=0)
         slope = np.zeros((2, n, m))
         iterations = np.zeros(n, dtype=np.int64)
-        for i, target in enumerate(targets / scale):
+        reach = self._polytope.box * np.abs(self._polytope.rows).sum(axis=0)  # more is the same program
+        for i, target in enumerate(np.minimum(targets, reach) / scale):
             self._costs[:m] = target
             solution = self._solve_one(m)
             if solution is not None:

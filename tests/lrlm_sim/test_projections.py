@@ -160,7 +160,7 @@ def test_few_iterations_and_no_fallbacks():
     """The fast paths do the work: the numbers are about 4, 5 and 12 for KL."""
     rng = np.random.default_rng(9)
     for targets, most in zip(TARGETS, (5, 7, 16), strict=True):
-        p = typical_problems(rng, 8, 64, 100, targets)
+        p = typical_problems(rng, 8, 128, 200, targets)
         result = kl_project(p.R, p.v, p.box, p.floor)
         assert result.iterations.mean() < most
         assert result.fallbacks == 0
@@ -169,7 +169,7 @@ def test_few_iterations_and_no_fallbacks():
         assert l1_project(p.R, p.v, p.box, p.floor).fallbacks == 0
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "near_duplicate_rows"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_generated_l1_problem_is_certified(family):
     p = random_problems(family, np.random.default_rng([200, FAMILIES.index(family)]), 20)
     result = l1_project(p.R, p.v, p.box, p.floor)
@@ -240,6 +240,7 @@ def test_extreme_scales():
         assert scaled.certified.all()
     for wide in (1e300 * v, 10.0 ** rng.uniform(-300, 300, size=(5, 8))):
         assert kl_project(R, wide, 3.0, 1e-300).certified.all()
+        assert l1_project(R, wide, 3.0, 1e-12).certified.all()
 
 
 def test_single_row_constant_columns_and_thin_sets():
