@@ -1,8 +1,16 @@
-"""Hypothesis profiles: `ci` (default) is derandomized, `thorough` explores with many random examples."""
+"""Hypothesis profiles: `ci` (default) is derandomized, `thorough` explores with many random examples.
+
+Numerical libraries get one thread per process, unless the environment says otherwise: tests run in several
+processes, and waiting threads that spin would take the others' cores.
+"""
 
 import os
 
-from hypothesis import HealthCheck, settings
+for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 _SLOW_GENERATION = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(

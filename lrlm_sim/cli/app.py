@@ -158,6 +158,7 @@ def study_report(
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``lrlm``: runs a command and turns expected errors into one line on stderr."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the commands show their own progress
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep: kind to shared machines
     try:
         app(arguments)
     except _BAD_USAGE as error:
