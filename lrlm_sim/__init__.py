@@ -23,6 +23,7 @@ _SUBMODULES = (
     "lingen",
     "matrices",
     "projections",
+    "realisation",
     "reconstruction",
     "sketches",
     "spanners",

@@ -119,7 +119,7 @@ class LinGen:
     Arguments:
         helpers: m ≥ 1 histories, token lists.
         futures: token lists on which the weights are fitted. Mixed lengths, the empty one included,
-            generate better than one fixed length, see `mixed_futures`; [[]] alone is the single-token variant.
+            generate better than one fixed length (`mixed_futures`); [[]] alone is the single-token variant.
         ridge: relative ridge; None chooses per target from `RIDGES` by cross-validation over futures.
         folds: cross-validation folds.
     """

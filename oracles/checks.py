@@ -19,6 +19,8 @@ from oracles.errors import (
 
 #: Largest |Σp − 1| accepted in a probability vector given by a user.
 SUM_TOLERANCE = 1e-9
+#: More than what renormalising a vector and adding it up again (pairwise summation) leaves of |Σp − 1|.
+_SUM_ROUNDING = 64 * float(np.finfo(np.float64).eps)
 
 
 def as_generator(rng: np.random.Generator | int | None) -> np.random.Generator:
@@ -69,7 +71,10 @@ def as_finite(name: str, array: ArrayLike, symbolic: str, ndim: int) -> Float[np
 
 
 def as_laws(name: str, array: ArrayLike, symbolic: str, ndim: int) -> Float[np.ndarray, "..."]:
-    """Array of probability vectors along the last axis: ≥ 0, sums within 1e-9 of 1, renormalised."""
+    """Array of probability vectors along the last axis: ≥ 0, sums within 1e-9 of 1, renormalised.
+
+    Vectors that sum to one up to rounding stay as they are, so that a saved model is loaded bit for bit.
+    """
     laws = as_finite(name, array, symbolic, ndim)
     if (laws < 0).any():
         raise ProbabilityError(f"{name} {symbolic} must be non-negative, smallest entry {laws.min():.3g}")
@@ -77,7 +82,7 @@ def as_laws(name: str, array: ArrayLike, symbolic: str, ndim: int) -> Float[np.n
     gap = np.abs(sums - 1).max(initial=0.0)
     if gap > SUM_TOLERANCE:
         raise ProbabilityError(f"{name} {symbolic} must sum to one along its last axis, off by {gap:.3g}")
-    return laws / sums
+    return laws / np.where(np.abs(sums - 1) <= _SUM_ROUNDING, 1.0, sums)
 
 
 def check_log_probs(rows: np.ndarray, batch: int, vocab_size: int) -> Float[np.ndarray, "batch vocab"]:

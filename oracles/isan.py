@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,6 +13,11 @@ from oracles.checks import as_finite, as_generator, as_integer, as_number, axes_
 from oracles.errors import NonFiniteError, ShapeError
 from oracles.recurrent import RecurrentOracle
 from oracles.storage import storable
+
+if TYPE_CHECKING:
+    import torch
+
+    from oracles.isan_torch import ISANForCausalLM
 
 _MEMORY = 0.8  # what one step keeps of the state in random contracting networks
 
@@ -100,6 +106,17 @@ class ISAN(RecurrentOracle):
     def width(self) -> int:
         """Number of coordinates d of the state."""
         return len(self.initial)
+
+    def to_torch(self, dtype: str | torch.dtype = "float32") -> ISANForCausalLM:
+        """The network as a `torch.nn.Module` that is a Hugging Face `PreTrainedModel` with `generate`.
+
+        It has one token more, A: the beginning and the end of a string; see `oracles.isan_torch`.
+        `from_torch` there is the way back. `dtype`: float16, bfloat16, float32 or float64.
+        Raises MissingDependencyError without torch and transformers.
+        """
+        from oracles.isan_torch import ISANForCausalLM
+
+        return ISANForCausalLM.from_isan(self, dtype)
 
     def __repr__(self) -> str:
         return f"ISAN(width={self.width}, vocab_size={self.vocab_size}, horizon={self.horizon})"

@@ -50,9 +50,10 @@ try:
 except ModuleNotFoundError as error:
     raise MissingDependencyError(error.name or "torch", "transformers") from error
 
-#: Tokens per forward pass, and logits kept at once, on a CPU (activations stay in cache) and on others.
-_BLOCK_TOKENS = {"cpu": 2048, "cuda": 32768}
-_BLOCK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
+#: Tokens in one pass, per thread of a CPU (activations stay in its cache) and on other devices.
+_CPU_TOKENS, _DEVICE_TOKENS = 1024, 32768
+#: Logits kept at once.
+_CPU_LOGITS, _DEVICE_LOGITS = 1 << 24, 1 << 28
 
 
 class TransformerOracle(Oracle):
@@ -99,9 +100,11 @@ class TransformerOracle(Oracle):
         self.horizon = None if horizon is None else as_integer("horizon", horizon, 1)
         self._source = identity
         self._start = [] if self.bos_token_id is None else [self.bos_token_id]
-        kind = "cpu" if self.network.device.type == "cpu" else "cuda"
-        tokens = _BLOCK_TOKENS[kind] if block_tokens is None else as_integer("block_tokens", block_tokens, 1)
-        self._reader = BulkReader(self.network, tokens, _BLOCK_LOGITS[kind])
+        cpu = self.network.device.type == "cpu"
+        tokens = _CPU_TOKENS * max(2, torch.get_num_threads()) if cpu else _DEVICE_TOKENS
+        if block_tokens is not None:
+            tokens = as_integer("block_tokens", block_tokens, 1)
+        self._reader = BulkReader(self.network, tokens, _CPU_LOGITS if cpu else _DEVICE_LOGITS)
         if horizon is not None:
             self._check_context(horizon)
 
@@ -206,6 +209,7 @@ class TransformerOracle(Oracle):
         """Ancestral sampling in row blocks; same strings as in one block, whatever its size."""
         generator = as_generator(rng)
         prefix, length = self._span(history, length)
+        self._check_context(len(prefix) + length - 1)
         out = np.empty((as_integer("n", n, 0), length), dtype=np.int64)
         mark = generator.bit_generator.state
 
@@ -225,10 +229,10 @@ class TransformerOracle(Oracle):
         total = np.zeros(len(sequences))
         if sequences.size == 0:
             return total
+        self._check_context(len(prefix) + length - 1)
         prefix = self._with_start(prefix[None])
         if prefix.shape[1] == 0:
             self._check_start()
-        self._check_context(prefix.shape[1] + length - 1 - len(self._start))
         memory, behind = None, np.broadcast_to(prefix, (len(sequences), prefix.shape[1]))
         strings = np.concatenate([behind, sequences[:, :-1]], axis=1)
         first = prefix.shape[1] - 1  # the position whose law is that of the first token

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+import oracles.isan_torch  # noqa: F401  (registers exported ISANs with the Auto classes)
 from oracles.errors import FormatError, ParameterError
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,8 +32,8 @@ Continuation = Literal["chunks", "tokens", "recompute"]
 
 _PROBE_LENGTH = 12
 _GAIN = 16.0
-#: Tokens after one history from which a product of its own with the history's keys pays.
-_RUN_TOKENS = 64
+#: A prefix of so many times the tokens after it is read in place, if those are so many over all its rows.
+_LONG_PREFIX, _RUN_TOKENS = 2, 64
 
 
 class Places(NamedTuple):
@@ -125,9 +125,7 @@ class CachedNetwork:
             return self._by_token(tokens, places, own_cache(memory, source), able.reads_head)
         if keep or source is None:
             return self._forward(tokens, places, own_cache(memory, source), True, able.reads_head)
-        shared = SharedPrefix(source) if able.shares_prefix else None
-        if shared and tokens.numel() < _RUN_TOKENS * len(shared.runs):
-            shared = None
+        shared = self._sharing(memory, source, tokens.shape[1]) if able.shares_prefix else None
         return self._ahead(tokens, places, memory, source, able.reads_head, shared)
 
     @cached_property
@@ -181,30 +179,43 @@ class CachedNetwork:
         if self._memory_name is None:
             return "recompute", False
         half = tokens.shape[1] // 2
-        swap = torch.tensor([1, 0], device=tokens.device)
-        memory = self._forward(tokens[:, :half], Places(swap, swap * 0), None, True, reads_head).memory
+        swap, again = torch.tensor([[1, 0, 1], [1, 0, 0]], device=tokens.device)
+        start = Places(swap[:2], swap[:2] * 0)
+
+        def remember() -> Reading:
+            return self._forward(tokens[:, :half], start, None, True, reads_head)
+
+        if not self._reproduces(by_row[swap[:2], 0], remember):
+            return "recompute", False
+        memory = remember().memory
         if not isinstance(memory, Cache) or not memory.layers:
             return "recompute", False
-        rest, expected = tokens[swap, half:], by_row[swap, half:].flatten(0, 1)
-        everywhere = _everywhere(rest)
-        if appends_only(memory):
-            chunk = self._ahead(rest, everywhere, memory, swap, reads_head, None)
-            if self._close(chunk.logits, expected):
-                return "chunks", self._shares_prefix(tokens, by_row, memory, reads_head)
-        single = self._by_token(rest, everywhere, own_cache(memory, swap), reads_head)
-        return ("tokens" if self._close(single.logits, expected) else "recompute"), False
 
-    def _shares_prefix(self, tokens: Tensor, by_row: Tensor, memory: Cache, reads_head: bool) -> bool:
-        """Whether rows that read a prefix in place see what the plain pass does (on a CPU)."""
-        if self.device.type != "cpu":
-            return False
-        source, half = torch.tensor([1, 0, 0]), tokens.shape[1] // 2
-        rest = tokens[source, half:]
+        def single() -> Reading:
+            return self._by_token(rest, _everywhere(rest), own_cache(memory, swap), reads_head)
+
+        def chunk(source: Tensor, shared: SharedPrefix | None) -> Reading:
+            return self._ahead(tokens[source, half:], _everywhere(rest), memory, source, reads_head, shared)
+
+        rest, expected = tokens[swap, half:], by_row[swap, half:].flatten(0, 1)
+        if appends_only(memory) and self._reproduces(expected, lambda: chunk(swap, None)):
+            runs = by_row[again, half:].flatten(0, 1)
+            # on other devices than CPUs, copies of prefixes cost little next to the rest
+            shares = self.device.type == "cpu" and self._reproduces(
+                runs, lambda: chunk(again, SharedPrefix(again))
+            )
+            return "chunks", shares
+        return ("tokens" if self._reproduces(expected, single) else "recompute"), False
+
+    def _reproduces(self, expected: Tensor, attempt: Callable[[], Reading]) -> bool:
+        """Whether an attempt sees what is expected; where it does not fit, models fail in many ways."""
         try:
-            shared = self._ahead(rest, _everywhere(rest), memory, source, reads_head, SharedPrefix(source))
-        except RuntimeError:  # PrefixNotReadError, or shapes that do not fit attention of another kind
+            found = attempt().logits
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
             return False
-        return self._close(shared.logits, by_row[source, half:].flatten(0, 1))
+        return self._close(found, expected)
 
     def _close(self, found: Tensor, expected: Tensor) -> bool:
         """Equal up to rounding, relative to how far the logits of a position differ from each other."""
@@ -218,6 +229,13 @@ class CachedNetwork:
         recompute = keep and able.continuation == "recompute"
         reading = self._forward(tokens, places, None, keep and not recompute, able.reads_head)
         return Reading(reading.logits, reading.hidden, tokens) if recompute else reading
+
+    def _sharing(self, memory: Cache, source: Tensor, length: int) -> SharedPrefix | None:
+        """How to read prefixes in place where that is faster: for long ones, with many rows after each."""
+        if memory.get_seq_length() < _LONG_PREFIX * length:
+            return None
+        shared = SharedPrefix(source)
+        return shared if len(source) * length >= _RUN_TOKENS * len(shared.runs) else None
 
     def _ahead(
         self,

@@ -15,6 +15,7 @@ from oracles.isan import switched_product
 from oracles.recurrent import RecurrentOracle
 from oracles.storage import storable
 
+_MASS_ROUNDING = 1e-14  # a mass this near to 1 is left as it is, so that a saved model is loaded bit for bit
 _NOISE = 1e-13  # a sum this small against the sum of its absolute values is all rounding
 
 
@@ -67,6 +68,8 @@ class WeightedAutomaton(RecurrentOracle):
         if abs(mass - 1) > SUM_TOLERANCE:
             hint = "divide final by it" if mass > 0 else "it must be positive"
             raise ProbabilityError(f"the total mass of all strings must be 1, got {mass:.12g}: {hint}")
+        if abs(mass - 1) <= _MASS_ROUNDING:
+            mass = 1.0
         object.__setattr__(self, "final", final / mass)
         object.__setattr__(self, "_backward", [vector / mass for vector in backward])
 

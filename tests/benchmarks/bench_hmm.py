@@ -49,7 +49,8 @@ def bench(states: int, vocab: int, horizon: int, batch: int, repeats: int) -> No
     token, peer_token = times["sample"] / (batch * horizon), times["peer_sample"] / 2000
     error = abs(model.score(strings[:few]).sum() - peer.score(flat, lengths))
     print(
-        f"S={states:4d} A={vocab:3d} T={horizon:4d}: filter / products {times['ours'] / times['floor']:5.2f}   "
+        f"S={states:4d} A={vocab:3d} T={horizon:4d}: "
+        f"filter / products {times['ours'] / times['floor']:5.2f}   "
         f"hmmlearn score / ours {theirs / ours:6.1f}   hmmlearn sample / ours {peer_token / token:6.0f}   "
         f"score difference {error:.1e}"
     )

@@ -29,6 +29,7 @@ from oracles.errors import (
     TokenError,
 )
 from oracles.transformer import TransformerOracle
+from oracles.transformer_attention import PrefixNotReadError, SharedPrefix, attend_after
 from oracles.transformer_network import Abilities
 from oracles.transformer_plan import plan_reads, run_blocks
 from tests.oracles.tiny_transformers import FAMILIES, VOCAB, tiny_model
@@ -107,8 +108,11 @@ def test_caches_are_used(oracle):
     recurrent = type(oracle.model).__name__.startswith("Mamba")
     modern = int(transformers.__version__.split(".")[0]) >= 5  # before, Mamba's cache was a class of its own
     expected = ("tokens" if modern else "recompute") if recurrent else "chunks"
-    assert oracle.network.abilities.continuation == expected
-    assert oracle.network.abilities.reads_head
+    able, family = oracle.network.abilities, oracle.model.config.model_type
+    assert able.continuation == expected
+    assert able.reads_head
+    # Gemma 2 has attention of its own, and before version 5 masks were cut to the length of the keys
+    assert able.shares_prefix == (modern and family not in ("gemma2", "mamba"))
 
 
 @pytest.mark.parametrize("cut", [1, 3, 7])
@@ -217,6 +221,25 @@ def test_extended_laws_are_those_of_the_concatenations(oracle):
     futures = [*ragged([4, 6, 1, 4, 2], seed=1), ragged([4, 6], seed=1)[1][:3], []]
     expected = np.stack([[plain_laws(oracle, [[*h, *f]])[0, -1] for f in futures] for h in histories])
     assert np.abs(oracle.extended_log_probs(histories, futures) - expected).max() <= TOLERANCE
+
+
+def test_many_futures_after_long_histories(oracle, monkeypatch):
+    """Long enough for prefixes that are read in place, beyond the windows of layers that slide."""
+    wide = TransformerOracle(oracle.model, block_tokens=500)
+    assert wide.network.abilities == oracle.network.abilities
+    in_place = []
+
+    def count(*arguments):
+        in_place.append(True)
+        return attend_after(*arguments)
+
+    monkeypatch.setattr("oracles.transformer_attention.attend_after", count)
+    histories, futures = ragged([30, 30, 21]), ragged([4, 3] * 16, seed=1)
+    found = wide.extended_log_probs(histories, futures)
+    for h, f in [(0, 0), (0, 31), (1, 1), (1, 30), (2, 7), (2, 16)]:
+        expected = plain_laws(oracle, [[*histories[h], *futures[f]]])[0, -1]
+        assert np.abs(found[h, f] - expected).max() <= TOLERANCE
+    assert bool(in_place) == wide.network.abilities.shares_prefix
 
 
 def test_block_sizes_do_not_matter(folders):
@@ -340,6 +363,7 @@ def test_contexts_are_limited_by_the_position_embeddings(llama):
         lambda: llama.advance(state, np.ones((1, 24), dtype=int)),
         lambda: llama.extended_log_probs([np.ones(40, dtype=int)], [np.ones(24, dtype=int)]),
         lambda: llama.score(np.ones((1, 65), dtype=int)),
+        lambda: llama.sample(1, 0, length=65),
         lambda: TransformerOracle(llama.model, horizon=64),
     ):
         with pytest.raises(HorizonError, match=r"max_position_embeddings = 64 tokens, got 65"):
@@ -611,6 +635,62 @@ def test_torch_is_optional():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "lrlm-sim[transformers]" in done.stdout
     assert issubclass(MissingDependencyError, ImportError)
+
+
+# Attention over shared prefixes
+
+
+def masked_attention(keys, values, runs, query, key, value, mask, scale=None):
+    """The plain way: prefixes copied for every row, and heads for every query."""
+    rows = [row for row, count in runs for _ in range(count)]
+    both = (torch.cat([a[rows], b], dim=2) for a, b in ((keys, key), (values, value)))
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in both)
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+def random_attention(kv_heads: int, heads: int, prefix: int, length: int) -> tuple[torch.Tensor, ...]:
+    """Keys and values of 3 prefixes; queries, keys and values of 6 rows."""
+    shapes = [(3, kv_heads, prefix), (3, kv_heads, prefix), (6, heads, length)] + [(6, kv_heads, length)] * 2
+    generator = torch.Generator().manual_seed(0)
+    return tuple(3 * torch.randn(*shape, 8, generator=generator) for shape in shapes)
+
+
+@pytest.mark.parametrize(("kv_heads", "heads"), [(4, 4), (2, 6), (1, 3)])
+@pytest.mark.parametrize(("prefix", "length"), [(5, 3), (40, 1), (1, 7)])
+def test_attention_over_shared_prefixes(kv_heads, heads, prefix, length):
+    keys, values, query, key, value = random_attention(kv_heads, heads, prefix, length)
+    runs, mask = [(2, 3), (0, 1), (2, 2)], torch.ones(length, prefix + length, dtype=torch.bool).tril(prefix)
+    expected = masked_attention(keys, values, runs, query, key, value, mask)
+    assert (attend_after(keys, values, runs, query, key, value) - expected).abs().max() <= 1e-5
+    repeated = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (key, value))
+    assert (attend_after(keys, values, runs, query, *repeated) - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["causal", "scale", "window", "bias", "no mask"])
+def test_only_causal_attention_reads_prefixes_in_place(kind):
+    keys, values, query, key, value = random_attention(2, 2, 5, 3)
+    mask = torch.ones(1, 1, 3, 8, dtype=torch.bool).tril(5)
+    if kind == "window":
+        mask &= torch.ones(3, 8, dtype=torch.bool).triu(3)
+    if kind == "bias":
+        mask = torch.where(mask, torch.arange(8.0), -torch.inf)
+    if kind == "no mask":
+        mask = None
+    scale = 0.1 if kind == "scale" else None
+    shared, runs = SharedPrefix(torch.tensor([2, 2, 2, 0, 2, 2])), [(2, 3), (0, 1), (2, 2)]
+    assert shared.runs == runs
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    with shared:
+        shared.offer(keys, values)
+        found = sdpa(query, key, value, attn_mask=mask, scale=scale)
+        alone = sdpa(query, key, value)  # nothing was offered before this one
+    expected = masked_attention(keys, values, runs, query, key, value, mask, scale)
+    assert (found - expected).abs().max() <= 1e-5
+    assert torch.equal(alone, sdpa(query, key, value))
+    shared.finish()
+    shared.offer(keys, values)
+    with pytest.raises(PrefixNotReadError):
+        shared.finish()
 
 
 # Plans
