@@ -17,6 +17,7 @@ from lrlm_sim.cli.console import Screen
 from lrlm_sim.cli.demo import run_demo
 from lrlm_sim.cli.doctor import run_doctor
 from lrlm_sim.cli.learn import run_learn
+from lrlm_sim.cli.lingen import run_lingen
 from lrlm_sim.cli.spectrum import run_spectrum
 from lrlm_sim.cli.study import run_list, run_report, run_study
 from lrlm_sim.cli.verify import run_verify
@@ -112,6 +113,31 @@ def spectrum(
     lengths = (history_length, future_length)
     raise typer.Exit(
         run_spectrum(Screen(as_json), oracle, text or [], n, lengths, tokens, (first, last), seed, out)
+    )
+
+
+@app.command()
+def lingen(
+    oracle: OracleSpec,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Text files or folders (default: the oracle's own samples).")
+    ] = None,
+    helpers: Annotated[int, typer.Option(help="Helper prompts.", min=1)] = 100,
+    futures: Annotated[int, typer.Option(help="Futures the weights are fitted on.", min=1)] = 100,
+    targets: Annotated[int, typer.Option(help="Prompts to continue without asking about them.", min=1)] = 5,
+    history_length: Annotated[int, typer.Option(help="Tokens per prompt.", min=1)] = 16,
+    future_length: Annotated[int, typer.Option(help="Longest future.", min=1)] = 15,
+    steps: Annotated[int, typer.Option(help="Tokens generated.", min=1)] = 15,
+    repeats: Annotated[int, typer.Option(help="Continuations per target.", min=1)] = 4,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Continue prompts by linear combinations of other prompts' logits, with KL to the truth."""
+    lengths = (history_length, future_length)
+    sizes = (helpers, futures, targets)
+    raise typer.Exit(
+        run_lingen(Screen(as_json), oracle, text or [], *sizes, lengths, steps, repeats, seed, out)
     )
 
 

@@ -176,3 +176,26 @@ def test_the_transformer_half_of_the_demo(tmp_path, monkeypatch):
         kl <= bound for kl, bound in zip(measured["trained"]["kl"], measured["trained"]["bound"], strict=True)
     )
     assert (tmp_path / "spectra.png").stat().st_size > 0
+
+
+def test_lingen_on_a_low_rank_teacher(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    status, out, _ = run(
+        [
+            *(
+                "lingen",
+                "isan:width=3,vocab_size=4,horizon=24",
+                "--helpers",
+                20,
+                "--futures",
+                20,
+                "--targets",
+                2,
+            ),
+            *("--history-length", 5, "--future-length", 6, "--steps", 6, "--out", tmp_path, "--json"),
+        ],
+        capsys,
+    )
+    assert status == 0
+    assert json.loads(out)["seed"] == 0
+    assert list(tmp_path.glob("*.png"))
