@@ -14,6 +14,7 @@ from lrlm_sim.learners import (
     BaumWelch,
     ConditionalQueryLearner,
     ExactConditionalLearner,
+    FourierLearner,
     ISANExtraction,
     Learner,
     LogitQueryLearner,
@@ -22,7 +23,7 @@ from lrlm_sim.learners import (
     SmoothedQueryLearner,
     SpectralHMM,
 )
-from oracles import HiddenMarkovModel, Oracle, ProbabilisticAutomaton
+from oracles import HiddenMarkovModel, Oracle, ProbabilisticAutomaton, SparsePolynomial
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ LEARNERS: dict[str, Entry] = {
     "smoothed": Entry(SmoothedQueryLearner(rank=2), slack=0.15),
     "conditional-sampled": Entry(ConditionalQueryLearner(rank=2, samples=1000), slack=0.1),
     "conditional-spanner": Entry(ConditionalQueryLearner(rank=2, samples=1000, route="spanner"), slack=0.15),
+    "fourier": Entry(FourierLearner(threshold=0.4), lambda: SparsePolynomial.random(5, 2, 0)),
     "exact-conditional": Entry(ExactConditionalLearner()),
     "ngram": Entry(NGramLearner(2, 2000), slack=0.1),
     "spectral": Entry(SpectralHMM(2, 20_000), slack=0.5),

@@ -2,6 +2,7 @@
 
 from lrlm_sim.learners.base import SUCCESS, Learner, Result, Status
 from lrlm_sim.learners.baum_welch import BaumWelch
+from lrlm_sim.learners.boolean_fourier import FourierLearner, fourier_terms
 from lrlm_sim.learners.conditional_query import ConditionalQueryLearner
 from lrlm_sim.learners.exact_conditional import ExactConditionalLearner
 from lrlm_sim.learners.isan_extraction import ISANExtraction
@@ -18,6 +19,7 @@ __all__ = [
     "BaumWelch",
     "ConditionalQueryLearner",
     "ExactConditionalLearner",
+    "FourierLearner",
     "ISANExtraction",
     "LStar",
     "Learner",
@@ -27,6 +29,7 @@ __all__ = [
     "SmoothedQueryLearner",
     "SpectralHMM",
     "Status",
+    "fourier_terms",
     "make_access",
     "open_learner",
 ]

@@ -6,6 +6,7 @@ import dataclasses
 
 from lrlm_sim.learners.base import Learner
 from lrlm_sim.learners.baum_welch import BaumWelch
+from lrlm_sim.learners.boolean_fourier import FourierLearner
 from lrlm_sim.learners.conditional_query import ConditionalQueryLearner
 from lrlm_sim.learners.exact_conditional import ExactConditionalLearner
 from lrlm_sim.learners.isan_extraction import ISANExtraction
@@ -30,6 +31,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "spectral": SpectralHMM,
     "baum_welch": BaumWelch,
     "lstar": LStar,
+    "fourier": FourierLearner,
 }
 
 
