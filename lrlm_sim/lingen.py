@@ -124,8 +124,8 @@ class LinGen:
         folds: cross-validation folds.
     """
 
-    helpers: Sequence[ArrayLike]
-    futures: Sequence[ArrayLike]
+    helpers: Sequence[ArrayLike] | np.ndarray
+    futures: Sequence[ArrayLike] | np.ndarray
     ridge: float | None = None
     folds: int = 5
 

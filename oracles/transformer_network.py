@@ -176,46 +176,29 @@ class CachedNetwork:
         self, tokens: Tensor, by_row: Float[Tensor, "batch length vocab"], reads_head: bool
     ) -> tuple[Continuation, bool]:
         """The fastest way of continuing a (reordered) cache that reproduces the plain pass."""
-        if self._memory_name is None:
-            return "recompute", False
         half = tokens.shape[1] // 2
-        swap, again = torch.tensor([[1, 0, 1], [1, 0, 0]], device=tokens.device)
-        start = Places(swap[:2], swap[:2] * 0)
+        source = torch.tensor([1, 0, 0], device=tokens.device)
+        rest, expected = tokens[source, half:], by_row[source, half:].flatten(0, 1)
+        places = _everywhere(rest)
 
-        def remember() -> Reading:
-            return self._forward(tokens[:, :half], start, None, True, reads_head)
+        def agrees(attempt: Callable[[], Reading]) -> bool:
+            found = _attempt(attempt)
+            return found is not None and self._close(found.logits, expected)
 
-        if not self._reproduces(by_row[swap[:2], 0], remember):
-            return "recompute", False
-        memory = remember().memory
+        first = Places(source[:2], source[:2] * 0)
+        begun = _attempt(lambda: self._forward(tokens[:, :half], first, None, True, reads_head))
+        memory = None if begun is None else begun.memory
         if not isinstance(memory, Cache) or not memory.layers:
             return "recompute", False
-
-        def single() -> Reading:
-            return self._by_token(rest, _everywhere(rest), own_cache(memory, swap), reads_head)
-
-        def chunk(source: Tensor, shared: SharedPrefix | None) -> Reading:
-            return self._ahead(tokens[source, half:], _everywhere(rest), memory, source, reads_head, shared)
-
-        rest, expected = tokens[swap, half:], by_row[swap, half:].flatten(0, 1)
-        if appends_only(memory) and self._reproduces(expected, lambda: chunk(swap, None)):
-            runs = by_row[again, half:].flatten(0, 1)
-            # on other devices than CPUs, copies of prefixes cost little next to the rest
-            shares = self.device.type == "cpu" and self._reproduces(
-                runs, lambda: chunk(again, SharedPrefix(again))
+        if appends_only(memory) and agrees(
+            lambda: self._ahead(rest, places, memory, source, reads_head, None)
+        ):
+            shared = SharedPrefix(source)  # its kernels are those of CPUs
+            return "chunks", self.device.type == "cpu" and agrees(
+                lambda: self._ahead(rest, places, memory, source, reads_head, shared)
             )
-            return "chunks", shares
-        return ("tokens" if self._reproduces(expected, single) else "recompute"), False
-
-    def _reproduces(self, expected: Tensor, attempt: Callable[[], Reading]) -> bool:
-        """Whether an attempt sees what is expected; where it does not fit, models fail in many ways."""
-        try:
-            found = attempt().logits
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
-            return False
-        return self._close(found, expected)
+        single = agrees(lambda: self._by_token(rest, places, own_cache(memory, source), reads_head))
+        return ("tokens" if single else "recompute"), False
 
     def _close(self, found: Tensor, expected: Tensor) -> bool:
         """Equal up to rounding, relative to how far the logits of a position differ from each other."""
@@ -312,6 +295,16 @@ def non_finite(dtype: torch.dtype) -> NonFiniteError:
     return NonFiniteError(
         f"the model's logits are NaN in {dtype}: half precision overflows in many models; {remedy}"
     )
+
+
+def _attempt(attempt: Callable[[], Reading]) -> Reading | None:
+    """What a pass saw, None if it failed: where a cache does not fit, models fail in many ways."""
+    try:
+        return attempt()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return None
 
 
 def _everywhere(tokens: Int[Tensor, "batch length"]) -> Places:
