@@ -23,6 +23,7 @@ from lrlm_sim.learners.base import SUCCESS, Learner, Result, Status, require_acc
 from lrlm_sim.learners.conditional_constants import conditional_constants
 from lrlm_sim.learners.conditional_spanner import Coefficients, SpannerFit, SpannerSettings, fit_spanner
 from lrlm_sim.learners.conditional_tree import TreeFit, fit_tree
+from lrlm_sim.learners.prefix_laws import check_unchanged, probe_answers
 from lrlm_sim.spanner_model import PostProcess, SpannerModel
 from oracles.access import Access, ConditionalProbabilityAccess, ConditionalSampleAccess
 from oracles.checks import as_generator, as_integer, as_number
@@ -111,12 +112,27 @@ class ConditionalQueryLearner(Learner):
             samples = self.samples or 0
         elif self.floor is None:
             self = replace(self, floor=0.0 if exact else 1e-9)
+        before = probe_answers(access, horizon) if isinstance(access, ConditionalProbabilityAccess) else None
+        result = self._learn(access, horizon, samples, as_generator(rng))
+        if before is not None and isinstance(access, ConditionalProbabilityAccess):
+            check_unchanged(before, probe_answers(access, horizon))
+            result = replace(result, ledger=access.ledger)
+        return result
+
+    def _learn(
+        self,
+        access: ConditionalSampleAccess | ConditionalProbabilityAccess,
+        horizon: int,
+        samples: int,
+        rng: np.random.Generator,
+    ) -> Result:
+        """One of the two routes, with sizes and floor settled."""
         assert self.floor is not None
         prefixes = sum(access.vocab_size**t for t in range(min(horizon, 64)))
         if self.route == "tree" or (self.route == "auto" and prefixes <= self.tree_limit):
             fit = fit_tree(access, horizon, self.rank, samples, self.floor, self.spanner_bound)
             return self._result(access, "tree", fit, {"max_coefficient": fit.max_coefficient})
-        fit = fit_spanner(access, horizon, self._spanner_settings(samples), as_generator(rng))
+        fit = fit_spanner(access, horizon, self._spanner_settings(samples), rng)
         seen = {"max_coefficient": max(fit.coefficients), "child_residuals": fit.residuals}
         return self._result(access, "spanner", fit, seen)
 

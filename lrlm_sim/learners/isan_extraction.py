@@ -52,10 +52,10 @@ class ISANExtraction(Learner):
     rank: int | None = None
     noise: float = 0.0
     horizon: int | None = None
-    pool: int = 16
+    pool: int = 32
     max_pool: int = 4096
     exploration: float = 0.5
-    validation: int = 32
+    validation: int = 64
     tolerance: float | None = None
 
     accesses = (LogitAccess,)

@@ -78,10 +78,10 @@ class LogitQueryLearner(Learner):
     preset: Preset = "practical"
     horizon: int | None = None
     epochs: int | None = None
-    pool: int = 16
+    pool: int = 32
     max_pool: int = 256
     exploration: float = 0.5
-    validation: int = 32
+    validation: int = 64
     selection: int = 8
     tolerance: float | None = None
     spanner_bound: float = 2.0

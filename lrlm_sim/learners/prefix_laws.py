@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from oracles.access import ConditionalProbabilityAccess, ConditionalSampleAccess
 from oracles.base import draw_tokens
+from oracles.errors import InconsistentAnswerError
 from oracles.prefix_tree import prefix_tree
 
 #: Prior count per token, in all half a count per law: estimates stay positive.
@@ -159,3 +160,20 @@ def all_strings(vocab_size: int, length: int) -> Int[np.ndarray, "n length"]:
     if length == 0:
         return np.empty((1, 0), dtype=np.int64)
     return np.indices((vocab_size,) * length).reshape(length, -1).T.astype(np.int64)
+
+
+def probe_answers(access: ConditionalProbabilityAccess, horizon: int) -> Float[np.ndarray, "k vocab"]:
+    """Laws after at most four prefixes of one fixed string: asked before and after learning."""
+    lengths = sorted({0, horizon // 3, 2 * horizon // 3, horizon - 1})
+    string = np.arange(horizon) % access.vocab_size
+    return access.next_log_probs([string[:length] for length in lengths])
+
+
+def check_unchanged(before: Float[np.ndarray, "k vocab"], after: Float[np.ndarray, "k vocab"]) -> None:
+    """Raise InconsistentAnswerError if a teacher answered the same questions differently (by over 1e-9)."""
+    gap = float(np.abs(np.exp(before) - np.exp(after)).max(initial=0.0))
+    if gap > 1e-9:
+        raise InconsistentAnswerError(
+            f"the teacher answered the same questions differently, by up to {gap:.2g}: exact answers must "
+            "not change between calls; learn from conditional samples instead"
+        )

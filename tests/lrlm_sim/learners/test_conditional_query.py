@@ -22,7 +22,7 @@ from oracles import (
     ProbabilisticAutomaton,
     Tabular,
 )
-from oracles.errors import BudgetError, ParameterError, TooLargeError
+from oracles.errors import BudgetError, InconsistentAnswerError, ParameterError, TooLargeError
 from oracles.storage import load, save
 
 ROUTES = ["tree", "spanner"]
@@ -291,3 +291,19 @@ def test_the_theory_preset_says_what_it_would_need(horizon):
     teacher = HiddenMarkovModel.random(3, 3, horizon, rng=0)
     with pytest.raises(TooLargeError, match="samples"):
         ConditionalQueryLearner(rank=3, preset="theory").fit(ConditionalSampleAccess(teacher))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_teacher_that_changes_its_answers_is_refused(route, monkeypatch):
+    teacher, calls = HiddenMarkovModel.random(2, 3, 4, rng=0), []
+    original = HiddenMarkovModel.laws
+
+    def drifting(self, position, rows):
+        calls.append(position)
+        laws = np.exp(original(self, position, rows))
+        laws[:, 0] += 1e-4 * len(calls)
+        return np.log(laws / laws.sum(axis=1, keepdims=True))
+
+    monkeypatch.setattr(HiddenMarkovModel, "laws", drifting)
+    with pytest.raises(InconsistentAnswerError, match="answered the same questions differently"):
+        ConditionalQueryLearner(route=route).fit(ConditionalProbabilityAccess(teacher), rng=0)
