@@ -10,6 +10,7 @@ from lrlm_sim.cli.runs import open_run
 from lrlm_sim.distances import certify
 from oracles import LogitAccess, open_oracle
 from oracles.base import Oracle
+from oracles.storage import read_metadata
 
 
 def certificate(teacher: Oracle, model: Oracle, samples: int, confidence: float, seed: int) -> dict[str, Any]:
@@ -59,6 +60,23 @@ def run_certify(
                 )
             ],
         )
+        stored = _stored_interval(model)
+        if stored is not None:
+            agrees = stored["low"] <= interval.high and interval.low <= stored["high"]
+            run.record(stored_certificate=stored, agrees_with_stored=agrees)
+            words = "agrees with" if agrees else "contradicts"
+            screen.say(
+                f"this {words} the certificate saved with the model: [{stored['low']:.4g}, {stored['high']:.4g}]"
+            )
+            certified = certified and agrees
         screen.say(f"{run.manifest['verdict']} at epsilon = {epsilon:g}; run folder {run.folder}")
         screen.finish(run.manifest)
     return 0 if certified else 1
+
+
+def _stored_interval(model: str) -> dict[str, float] | None:
+    """The interval saved with a model by `lrlm learn`; None for other models."""
+    if not model.endswith(".safetensors"):
+        return None
+    stored = read_metadata(model).get("certificate")
+    return None if stored is None else stored["interval"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from lrlm_sim.cli.certify import certificate
 from lrlm_sim.cli.console import Screen
-from lrlm_sim.cli.runs import open_run
+from lrlm_sim.cli.runs import open_run, plain
 from lrlm_sim.learners import make_access, open_learner
 from oracles import open_oracle
 from oracles.errors import BudgetError
@@ -41,7 +42,9 @@ def run_learn(
             record = certificate(teacher, result.model, samples, confidence, seed)
         interval = record["interval"]
         certified = result.status.ok and interval.high <= epsilon
-        path = save(result.model, run.folder / "model.safetensors", {"oracle": oracle, "learner": learner})
+        kept = {"oracle": oracle, "learner": learner, "confidence": confidence, "seed": seed}
+        proof = json.loads(json.dumps(record, default=plain))
+        path = save(result.model, run.folder / "model.safetensors", kept | {"certificate": proof})
         verdict = "certified" if certified else "not certified"
         run.record(certificate=record, model=path.name, verdict=verdict)
         ledger = result.ledger

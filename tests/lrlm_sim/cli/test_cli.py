@@ -36,6 +36,11 @@ def test_learn_then_certify(tmp_path, capsys):
     status, out, _ = run(["certify", teacher, model, "--out", tmp_path / "again", "--samples", 500], capsys)
     assert status == 0
     assert "certified at epsilon" in out
+    assert "agrees with the certificate saved with the model" in out
+    # Another teacher contradicts the saved certificate.
+    status, out, _ = run(["certify", "parity:n=5,noise=0.4", model, "--out", tmp_path / "other"], capsys)
+    assert status == 1
+    assert "contradicts" in out
 
 
 def test_a_wrong_model_is_not_certified(tmp_path, capsys):
