@@ -65,9 +65,8 @@ def run_certify(
             agrees = stored["low"] <= interval.high and interval.low <= stored["high"]
             run.record(stored_certificate=stored, agrees_with_stored=agrees)
             words = "agrees with" if agrees else "contradicts"
-            screen.say(
-                f"this {words} the certificate saved with the model: [{stored['low']:.4g}, {stored['high']:.4g}]"
-            )
+            saved = f"[{stored['low']:.4g}, {stored['high']:.4g}]"
+            screen.say(f"this {words} the certificate saved with the model: {saved}")
             certified = certified and agrees
         screen.say(f"{run.manifest['verdict']} at epsilon = {epsilon:g}; run folder {run.folder}")
         screen.finish(run.manifest)

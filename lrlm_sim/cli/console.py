@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lrlm_sim.cli.runs import plain
 
@@ -34,7 +35,7 @@ class Screen:
             words = column in ("source", "result", "state", "what it asks")
             table.add_column(column, justify="left" if i == 0 or words else "right", no_wrap=not words)
         for row in rows:
-            table.add_row(*(_cell(value) for value in row))
+            table.add_row(*(Text(_cell(value)) for value in row))  # text, not markup: [extra] stays
         self._out.print(table)
 
     @contextmanager

@@ -8,6 +8,7 @@ singular values of its extended logit matrix against those of the same network b
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lrlm_sim.distances import total_variation
 from lrlm_sim.learners import ISANExtraction
 from oracles import LogitAccess, open_oracle
 from oracles.bundled import INITIAL, TRAINED
+from oracles.errors import MissingDependencyError
 from oracles.storage import save
 
 _TEACHERS = {
@@ -35,6 +37,9 @@ _N, _HISTORY, _FUTURE, _KEPT, _FIRST = 200, 16, 16, 50, 5
 
 def run_demo(screen: Screen, seed: int, out: Path | None) -> int:
     """Run both halves; status 0 only if every teacher was learned and certified."""
+    for package, extra in (("matplotlib", "analysis"), ("torch", "transformers")):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, extra)
     with open_run("demo", seed, out, {}) as run:
         learned = _learn_teachers(screen, run, seed)
         run.record(teachers=learned)
