@@ -53,7 +53,7 @@ class RecurrentOracle(Oracle):
         chunk = as_chunk(tokens, len(state.rows), self.vocab_size)
         check_length(state.position + chunk.shape[1], self.horizon)
         position, rows = state.position, state.rows
-        for column in chunk.T:
+        for column in np.array(chunk.T, order="C"):  # a copy: steps may keep it, callers reuse theirs
             rows = self.step(position, rows, column)
             position += 1
         return RecurrentState(position, rows)

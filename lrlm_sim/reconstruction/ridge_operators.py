@@ -8,6 +8,7 @@ of weighted-automaton learning (arXiv:2510.24966, Theorem 4.4) on the matrices o
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,11 +71,11 @@ class Sequential(Method):
             boxed |= outside
         return Trajectory(tuple(blocks), int(boxed.sum()))
 
+    @abstractmethod
     def advance(
         self, position: int, rows: np.ndarray, tokens: np.ndarray
     ) -> tuple[Float[np.ndarray, "batch r2"], np.ndarray]:
         """c_(position+1), and which rows needed the box solver, (batch,) bool."""
-        raise NotImplementedError
 
 
 class RidgeOperators(Sequential):
