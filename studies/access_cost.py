@@ -70,7 +70,7 @@ class Cost:
 
 def costs(study: Study, teacher: Oracle) -> Iterator[Cost]:
     """Every access in turn; the draws per history are swept where answers are samples."""
-    learner = LogitQueryLearner()
+    learner = LogitQueryLearner(pool=16, validation=32)
     result = learner.fit(LogitAccess(teacher, seed=1), rng=1)
     distance = total_variation(teacher, result.model)
     yield Cost("logits", "LogitQueryLearner", "exact", result.ledger, distance, result.status.code)

@@ -153,7 +153,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for rank in ranks:
             access = LogitAccess(teacher, seed=1, cache=cache if teacher.identity else None)
             learner = LogitQueryLearner(
-                rank=rank, noise=NOISE[name], sampler="box", epochs=1, pool=max(16, 2 * rank), max_pool=64
+                rank=rank,
+                noise=NOISE[name],
+                sampler="box",
+                epochs=1,
+                pool=max(16, 2 * rank),
+                max_pool=64,
+                validation=32,
             )
             result = learner.fit(access, rng=1)
             assert isinstance(result.model, ReconstructionModel)

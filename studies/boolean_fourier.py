@@ -46,7 +46,8 @@ def compare(
 
 def by_logit_rank(teacher: SparsePolynomial) -> Recovery:
     """Learn, then read the terms off the learned network without a query."""
-    result = LogitQueryLearner().fit(LogitAccess(teacher, seed=1), rng=1)
+    learner = LogitQueryLearner(pool=16, validation=32)
+    result = learner.fit(LogitAccess(teacher, seed=1), rng=1)
     assert isinstance(result.model, ReconstructionModel)
     found = fourier_terms(ridge_isan(result.model.chain), 1e-3)
     return compare(teacher, result.model, found, result.ledger.calls, result.status.code)

@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for noise in study.choose((1e-4, 1e-3, 1e-2), (1e-3,)):
         for name, excess in EXCESS.items():
             access = LogitAccess(teacher, noise=noise, seed=1)
-            result = LogitQueryLearner(rank=WIDTH + excess, noise=noise).fit(access, rng=1)
+            learner = LogitQueryLearner(rank=WIDTH + excess, noise=noise, pool=16, validation=32)
+            result = learner.fit(access, rng=1)
             assert isinstance(result.model, ReconstructionModel)
             tv[noise, name] = distances(study, teacher, result.model, 2)
             numbers = [tv[noise, name][method] for method in METHODS]
