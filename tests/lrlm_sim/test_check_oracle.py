@@ -100,10 +100,13 @@ class MutatingTake(Chain):
 
 
 class KeepsTokens(Chain):
-    """The state is a view of the caller's array."""
+    """The state is a view of the caller's array (`RecurrentOracle.advance` itself copies the tokens)."""
 
-    def step(self, position, rows, tokens):
-        return tokens[:, None]
+    def advance(self, state, tokens):
+        after = super().advance(state, tokens)
+        if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype == np.int64:
+            return RecurrentState(after.position, tokens[:, None])
+        return after
 
 
 class SharedAnswers(Chain):
