@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     windows = text_windows(checkpoint(FINAL_STEP), 2 * length, study.choose(600_000, 60_000))
     histories, futures = histories_and_futures(windows, n, length, length, SEED)
     wide = 160**-0.5
-    models = {str(step): (INITIAL_SCALE if step == 0 else "", lambda s=step: checkpoint(s)) for step in steps}
+    models: dict[str, tuple[float | str, Callable[[], TransformerOracle]]] = {
+        str(step): (INITIAL_SCALE if step == 0 else "", partial(checkpoint, step)) for step in steps
+    }
     models["0, wide"] = (wide, lambda: untrained(wide))
     found = {name: spectrum(make(), histories, futures, ranks) for name, (_, make) in models.items()}
     headers = ["step", "initial scale", "α", "R²", "α, first removed", "R², first removed", "σ₁² share"]

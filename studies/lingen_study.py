@@ -66,7 +66,7 @@ class Bench:
         return (np.exp(self.truth) * (self.truth - laws)).sum(axis=-1).mean(axis=1)
 
 
-def laws_along(oracle: Oracle, histories: Sequence[Any], strings: np.ndarray) -> np.ndarray:
+def laws_along(oracle: Oracle, histories: Sequence[Any] | np.ndarray, strings: np.ndarray) -> np.ndarray:
     """Log laws after h_i ∘ the first 0..steps−1 tokens of each of its strings (n, repeats, steps)."""
     asked = [
         [*h, *s[:t]] for h, rows in zip(histories, strings, strict=True) for s in rows for t in range(len(s))
@@ -134,7 +134,7 @@ def nonsense(bench: Bench, helpers: np.ndarray, futures: np.ndarray) -> dict[str
 def helper_directions(model: TransformerOracle, helpers: np.ndarray, futures: list) -> np.ndarray:
     """Helpers' logit rows in the basis of their right singular vectors, largest first, (m, rank)."""
     states = model.final_hidden_states(helpers, futures)
-    triangle = np.linalg.qr(centred_unembedding(model), mode="r")
+    _, triangle = np.linalg.qr(centred_unembedding(model))
     left, sigma, _ = np.linalg.svd((states @ triangle.T).reshape(len(helpers), -1), full_matrices=False)
     return left * sigma
 

@@ -174,7 +174,7 @@ def fourier_terms(model: ISAN, threshold: float = 1e-9) -> dict[tuple[int, ...],
     label = (readout[1] - readout[0]) / 2
     tails = [np.outer(label, label)]
     for step in halves[::-1]:
-        tails.append(sum(half.T @ tails[-1] @ half for half in step))
+        tails.append(np.add.reduce([half.T @ tails[-1] @ half for half in step]))
     subsets, states = np.zeros((1, 0), dtype=bool), model.initial[None]
     for step, tail in zip(halves, tails[-2::-1], strict=True):
         states = np.concatenate([states @ half.T for half in step])
