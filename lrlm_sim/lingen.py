@@ -162,7 +162,7 @@ class LinGen:
         grams = _grams(oracle, helpers, goals, futures, folds)
         if self.ridge is not None or folds < 2:
             ridge = np.full(len(goals), 1e-6 if self.ridge is None else self.ridge)
-            solution = _solve(grams.sum(axis=0), len(helpers), ridge)
+            solution = _RidgeProblem.of(grams.sum(axis=0), len(helpers)).solve(ridge)
             return Fit(solution, ridge, _relative_error(solution, grams.sum(axis=0), len(helpers)))
         return _cross_validate(grams, len(helpers))
 
@@ -237,15 +237,24 @@ def _grams(
     return grams / (len(futures) * oracle.vocab_size)
 
 
-def _solve(
-    gram: Float[np.ndarray, "k k"], m: int, ridges: Float[np.ndarray, "n"]
-) -> Float[np.ndarray, "n m"]:
-    """Ridge solutions of all targets, one eigendecomposition for all ridges."""
-    values, vectors = np.linalg.eigh(gram[:m, :m])
-    values = np.maximum(values, 0.0)
-    rotated = vectors.T @ gram[:m, m:]
-    damped = values[:, None] + ridges * max(values.mean(), 1e-300) + 1e-15 * values[-1]
-    return (vectors @ (rotated / damped)).T
+@dataclass(frozen=True, eq=False)
+class _RidgeProblem:
+    """The normal equations in the eigenbasis of the helpers' Gram matrix: made once, solved for any ridge."""
+
+    values: Float[np.ndarray, "m"]
+    vectors: Float[np.ndarray, "m m"]
+    rotated: Float[np.ndarray, "m n"]
+
+    @classmethod
+    def of(cls, gram: Float[np.ndarray, "k k"], m: int) -> _RidgeProblem:
+        """Problem of the Gram matrix of m helpers followed by n targets."""
+        values, vectors = np.linalg.eigh(gram[:m, :m])
+        return cls(np.maximum(values, 0.0), vectors, vectors.T @ gram[:m, m:])
+
+    def solve(self, ridges: float | Float[np.ndarray, "n"]) -> Float[np.ndarray, "n m"]:
+        """Weights of all targets, one ridge for all or one each."""
+        damped = self.values[:, None] + ridges * max(self.values.mean(), 1e-300) + 1e-15 * self.values[-1]
+        return (self.vectors @ (self.rotated / damped)).T
 
 
 def _relative_error(
@@ -267,10 +276,10 @@ def _cross_validate(grams: Float[np.ndarray, "folds k k"], m: int) -> Fit:
     for gram in grams:
         norms = np.diagonal(gram)[m:]
         held += norms
+        problem = _RidgeProblem.of(total - gram, m)
         for i, ridge in enumerate(RIDGES):
-            weights = _solve(total - gram, m, np.full(targets, ridge))
-            errors[i] += np.square(_relative_error(weights, gram, m)) * norms
+            errors[i] += np.square(_relative_error(problem.solve(ridge), gram, m)) * norms
     best = errors.argmin(axis=0)
     ridges = RIDGES[best]
     relative = np.sqrt(errors[best, np.arange(targets)] / np.maximum(held, 1e-300))
-    return Fit(_solve(total, m, ridges), ridges, relative)
+    return Fit(_RidgeProblem.of(total, m).solve(ridges), ridges, relative)
