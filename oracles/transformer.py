@@ -46,7 +46,8 @@ try:
         local_folder,
     )
     from oracles.transformer_network import CachedNetwork, Reading, non_finite
-    from oracles.transformer_plan import BulkReader, ReadingPlan, Store, plan_reads, run_blocks
+    from oracles.transformer_plan import BulkReader, Store, run_blocks
+    from oracles.transformer_tree import ReadingPlan
 except ModuleNotFoundError as error:
     raise MissingDependencyError(error.name or "torch", "transformers") from error
 
@@ -251,18 +252,13 @@ class TransformerOracle(Oracle):
             np.add.at(total, row, values)
 
         n, width = strings.shape
-        plan = ReadingPlan(
-            strings,
-            np.full(n, width),
-            np.arange(n + 1) * length,
-            np.tile(np.arange(first, width), n),
-            np.arange(n * length),
-        )
+        places = np.repeat(np.arange(n), length), np.tile(np.arange(first, width), n), np.arange(n * length)
+        plan = ReadingPlan.of(strings, np.full(n, width), places)
         self._reader.read_plan(plan, store, memory)
         return total
 
     def next_log_probs(self, histories: Sequence[ArrayLike] | np.ndarray) -> Float[np.ndarray, "n vocab"]:
-        """Right-padded passes over the histories; one that begins another is read off the longer one."""
+        """Passes over the prefix tree of the histories: what many have in common is read once."""
         strings = as_strings("histories", histories, self.vocab_size)
         out = np.empty((len(strings), self.vocab_size))
         if not strings:
@@ -276,7 +272,7 @@ class TransformerOracle(Oracle):
         def store(_: np.ndarray, which: np.ndarray, reading: Reading) -> None:
             out[which] = self._laws(reading.logits)
 
-        self._reader.read_plan(plan_reads([self._with_start(s[None])[0] for s in strings]), store)
+        self._reader.read_strings([self._with_start(s[None])[0] for s in strings], store)
         return out
 
     def extended_log_probs(
@@ -316,7 +312,7 @@ class TransformerOracle(Oracle):
         def store(h: np.ndarray, f: np.ndarray, reading: Reading) -> None:
             out[h, f] = self._float64(reading.hidden).cpu().numpy()
 
-        self._read_grid(heads, tails, store)
+        self._read_grid(heads, tails, store, logits=False)
         return out
 
     def unembedding(self) -> Float[np.ndarray, "vocab width"] | None:
@@ -330,7 +326,9 @@ class TransformerOracle(Oracle):
             return None
         return scale * self._float64(head.weight.detach()).cpu().numpy()
 
-    def _read_grid(self, heads: list[np.ndarray], tails: list[np.ndarray], store: Store) -> None:
+    def _read_grid(
+        self, heads: list[np.ndarray], tails: list[np.ndarray], store: Store, logits: bool = True
+    ) -> None:
         """Give store(h, f, reading) the reads after every history ∘ future."""
         if not heads or not tails:
             return
@@ -339,7 +337,7 @@ class TransformerOracle(Oracle):
         self._check_context(longest)
         if min(map(len, heads)) + min(map(len, tails)) == 0:
             self._check_start()
-        self._reader.read_grid([self._with_start(h[None])[0] for h in heads], tails, store)
+        self._reader.read_grid([self._with_start(h[None])[0] for h in heads], tails, store, logits)
 
     def _float64(self, values: torch.Tensor) -> torch.Tensor:
         return (values.cpu() if values.device.type == "mps" else values).double()

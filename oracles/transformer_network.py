@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,15 +26,20 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from oracles.errors import NonFiniteError, ParameterError
-from oracles.transformer_attention import SharedPrefix
+from oracles.transformer_attention import SharedPrefix, configurations_of
 from oracles.transformer_cache import Memory, appends_only, borrowed_cache, own_cache
+from oracles.transformer_packed import PackedDecoder, Rows
 
 Continuation = Literal["chunks", "tokens", "recompute"]
 
+#: What models call their cache, newest first (transformers ≥ 5.24, before, and Mamba before).
+_MEMORY_NAMES = ("cache", "past_key_values", "cache_params")
 _PROBE_LENGTH = 12
 _GAIN = 16.0
 #: A prefix of so many times the tokens after it is read in place, if those are so many over all its rows.
 _LONG_PREFIX, _RUN_TOKENS = 2, 64
+#: Fewer tokens do not pay for packing and compiling; for longer strings the library's attention is better.
+_LEAST_PACKED, _LONGEST_PACKED = 1 << 14, 128
 
 
 class Places(NamedTuple):
@@ -69,6 +75,15 @@ class Abilities:
     scale: float | None = None
 
 
+@dataclass(frozen=True)
+class _Watch:
+    """Whether a pass looks at the output layer, lets it answer, and what it multiplies its input by."""
+
+    head: bool
+    logits: bool = True
+    gain: float = 1.0
+
+
 class CachedNetwork:
     """A causal language model read at chosen places, with memories that are values.
 
@@ -79,13 +94,15 @@ class CachedNetwork:
 
     def __init__(self, model: PreTrainedModel, deterministic: bool = False) -> None:
         parameters = inspect.signature(model.forward).parameters
-        names = [name for name in ("past_key_values", "cache_params") if name in parameters]
+        names = [name for name in _MEMORY_NAMES if name in parameters]
         self.model = model
         self.deterministic = deterministic
         head = model.get_output_embeddings()
         self.head = head if isinstance(head, torch.nn.Linear) else None
         self._memory_name = names[0] if names else None
         self._lock = threading.Lock()
+        self._configurations = configurations_of(model)
+        self._packed: tuple[tuple, PackedDecoder | None] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -108,47 +125,94 @@ class CachedNetwork:
         memory: Memory | None = None,
         source: Int[Tensor, "batch"] | None = None,
         keep: bool = False,
+        logits: bool = True,
     ) -> Reading:
         """Read `tokens` after `memory` and report on the places, which count within `tokens`.
 
         Batch row j continues row source[j] of the memory (row j if None). The memory after all tokens
-        is returned where `keep` is set; the one given is unchanged.
+        is returned where `keep` is set; the one given is unchanged. Without `logits` the output layer is
+        spared where it can be watched, and the reading's logits have width 0.
         """
+        able = self.abilities
+        watch = _Watch(able.reads_head, logits)
         if memory is None:
-            return self._from_scratch(tokens, places, keep)
+            return self._from_scratch(tokens, places, keep, watch)
         if isinstance(memory, Tensor):
             past = memory if source is None else memory[source]
             moved = Places(places.rows, places.positions + past.shape[1])
-            return self._from_scratch(torch.cat([past, tokens], dim=1), moved, keep)
-        able = self.abilities
+            return self._from_scratch(torch.cat([past, tokens], dim=1), moved, keep, watch)
         if able.continuation != "chunks":
-            return self._by_token(tokens, places, own_cache(memory, source), able.reads_head)
+            return self._by_token(tokens, places, own_cache(memory, source), watch)
         if keep or source is None:
-            return self._forward(tokens, places, own_cache(memory, source), True, able.reads_head)
+            return self._forward(tokens, places, own_cache(memory, source), True, watch)
         shared = self._sharing(memory, source, tokens.shape[1]) if able.shares_prefix else None
-        return self._ahead(tokens, places, memory, source, able.reads_head, shared)
+        return self._ahead(tokens, places, memory, source, watch, shared)
 
     @cached_property
     def abilities(self) -> Abilities:
         """What this model's output layer and cache can be trusted with, measured once."""
-        tokens = torch.arange(2 * _PROBE_LENGTH, device=self.device).reshape(2, _PROBE_LENGTH) * 7 + 3
-        tokens %= len(self._embedding.weight)
-        plain = self._forward(tokens, _everywhere(tokens), None, False, False).logits
+        tokens = self._probe_tokens()
+        plain = self._forward(tokens, _everywhere(tokens), None, False, _Watch(False)).logits
         if torch.isnan(plain).any():
             raise non_finite(self.model.dtype)
         self._check_causal(tokens, plain)
         reads_head, scale = False, None
         if self.head is not None:
-            seen = self._forward(tokens, _everywhere(tokens), None, False, True)
+            seen = self._forward(tokens, _everywhere(tokens), None, False, _Watch(True))
             reads_head = seen.hidden.shape[1] > 0 and self._close(seen.logits, plain)
             scale = self._output_scale(self.head, tokens) if reads_head else None
         by_row = plain.reshape(*tokens.shape, -1)
-        return Abilities(reads_head, *self._continuation(tokens, by_row, reads_head), scale)
+        return Abilities(reads_head, *self._continuation(tokens, by_row, _Watch(reads_head)), scale)
+
+    def packed(self, tokens: int, longest: int, memory: Memory | None) -> PackedDecoder | None:
+        """The packed weights, for reading so many tokens in strings of at most `longest` after a memory.
+
+        None where they do not apply, do not pay, or do not compute what the model does. They are packed
+        again after the weights changed.
+        """
+        if tokens < _LEAST_PACKED or longest > _LONGEST_PACKED:
+            return None
+        if not (memory is None or (isinstance(memory, Cache) and appends_only(memory))):
+            return None
+        if not PackedDecoder.fits(self.model):
+            return None
+        weights = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
+        if self._packed is None or self._packed[0] != weights:
+            decoder = PackedDecoder(self.model)
+            self._packed = weights, decoder if self._agrees(decoder) else None
+        return self._packed[1]
+
+    def reading_of(self, hidden: Float[Tensor, "reads width"], logits: bool) -> Reading:
+        """What the output layer makes of final hidden states."""
+        assert self.head is not None, "models without a linear output layer are not packed"
+        return Reading(self.head(hidden) if logits else hidden[:, :0], hidden, None)
+
+    def _agrees(self, decoder: PackedDecoder) -> bool:
+        """Whether a packed decoder reproduces the plain pass, from scratch and after a cache."""
+        tokens = self._probe_tokens()
+        half = tokens.shape[1] // 2
+        if not self.abilities.reads_head or self.abilities.continuation != "chunks":
+            return False
+        plain = self._forward(tokens, _everywhere(tokens), None, False, _Watch(True)).hidden
+        rest = np.tile(np.arange(half), (2, 1))
+        nowhere = Places(tokens[:0, 0], tokens[:0, 0])
+        begun = self._forward(tokens[:, :half], nowhere, None, True, _Watch(True))
+        with torch.inference_mode():
+            alone = next(decoder.hidden(Rows(tokens[:, :half], rest), [None]))
+            rows = [Rows(tokens[i : i + 1, half:], rest[:1]) for i in range(2)]
+            after = [next(decoder.hidden(rows[i], [decoder.prefix(begun.memory, i)])) for i in range(2)]
+        found = torch.cat([alone.view(2, half, -1), torch.stack(after)], dim=1).flatten(0, 1)
+        return self._close(found, plain)
+
+    def _probe_tokens(self) -> Int[Tensor, "two length"]:
+        """Two rows of different tokens."""
+        tokens = torch.arange(2 * _PROBE_LENGTH, device=self.device).reshape(2, _PROBE_LENGTH) * 7 + 3
+        return tokens % len(self._embedding.weight)
 
     def _check_causal(self, tokens: Tensor, plain: Tensor) -> None:
         """Raise ParameterError if what follows a position changes its logits (encoders such as BERT)."""
         start = tokens[:, : tokens.shape[1] // 2]
-        alone = self._forward(start, _everywhere(start), None, False, False).logits
+        alone = self._forward(start, _everywhere(start), None, False, _Watch(False)).logits
         if not self._close(alone, plain.reshape(*tokens.shape, -1)[:, : start.shape[1]].flatten(0, 1)):
             raise ParameterError(
                 f"{type(self.model).__name__} is not causal (its logits depend on later tokens): encoders "
@@ -161,8 +225,8 @@ class CachedNetwork:
         Scaling the hidden states by a power of two must scale the logits exactly: small soft-capped
         logits look linear otherwise.
         """
-        plain = self._forward(tokens, _everywhere(tokens), None, False, True)
-        scaled = self._forward(tokens, _everywhere(tokens), None, False, True, gain=_GAIN)
+        plain = self._forward(tokens, _everywhere(tokens), None, False, _Watch(True))
+        scaled = self._forward(tokens, _everywhere(tokens), None, False, _Watch(True, gain=_GAIN))
         logits, large = plain.logits.cpu().double(), scaled.logits.cpu().double()
         product = plain.hidden.cpu().double() @ head.weight.detach().cpu().double().T
         scale = float((product * logits).sum() / product.square().sum())
@@ -173,7 +237,7 @@ class CachedNetwork:
         return 1.0 if abs(scale - 1) <= tolerance else scale
 
     def _continuation(
-        self, tokens: Tensor, by_row: Float[Tensor, "batch length vocab"], reads_head: bool
+        self, tokens: Tensor, by_row: Float[Tensor, "batch length vocab"], watch: _Watch
     ) -> tuple[Continuation, bool]:
         """The fastest way of continuing a (reordered) cache that reproduces the plain pass."""
         half = tokens.shape[1] // 2
@@ -186,18 +250,14 @@ class CachedNetwork:
             return found is not None and self._close(found.logits, expected)
 
         first = Places(source[:2], source[:2] * 0)
-        begun = _attempt(lambda: self._forward(tokens[:, :half], first, None, True, reads_head))
+        begun = _attempt(lambda: self._forward(tokens[:, :half], first, None, True, watch))
         memory = None if begun is None else begun.memory
         if not isinstance(memory, Cache) or not memory.layers:
             return "recompute", False
-        if appends_only(memory) and agrees(
-            lambda: self._ahead(rest, places, memory, source, reads_head, None)
-        ):
-            shared = SharedPrefix(source)  # its kernels are those of CPUs
-            return "chunks", self.device.type == "cpu" and agrees(
-                lambda: self._ahead(rest, places, memory, source, reads_head, shared)
-            )
-        single = agrees(lambda: self._by_token(rest, places, own_cache(memory, source), reads_head))
+        if appends_only(memory) and agrees(lambda: self._ahead(rest, places, memory, source, watch, None)):
+            shared = SharedPrefix(source)
+            return "chunks", agrees(lambda: self._ahead(rest, places, memory, source, watch, shared))
+        single = agrees(lambda: self._by_token(rest, places, own_cache(memory, source), watch))
         return ("tokens" if single else "recompute"), False
 
     def _close(self, found: Tensor, expected: Tensor) -> bool:
@@ -207,15 +267,17 @@ class CachedNetwork:
         spread = (expected - expected.mean(dim=-1, keepdim=True)).norm()
         return bool((found - expected).norm() <= tolerance * spread + 1e-6 * expected.norm())
 
-    def _from_scratch(self, tokens: Tensor, places: Places, keep: bool) -> Reading:
-        able = self.abilities
-        recompute = keep and able.continuation == "recompute"
-        reading = self._forward(tokens, places, None, keep and not recompute, able.reads_head)
+    def _from_scratch(self, tokens: Tensor, places: Places, keep: bool, watch: _Watch) -> Reading:
+        recompute = keep and self.abilities.continuation == "recompute"
+        reading = self._forward(tokens, places, None, keep and not recompute, watch)
         return Reading(reading.logits, reading.hidden, tokens) if recompute else reading
 
     def _sharing(self, memory: Cache, source: Tensor, length: int) -> SharedPrefix | None:
-        """How to read prefixes in place where that is faster: for long ones, with many rows after each."""
-        if memory.get_seq_length() < _LONG_PREFIX * length:
+        """How to read prefixes in place where that is faster: with many rows after each.
+
+        A CPU copies a short one as fast as it merges two partial attentions.
+        """
+        if self.device.type == "cpu" and memory.get_seq_length() < _LONG_PREFIX * length:
             return None
         shared = SharedPrefix(source)
         return shared if len(source) * length >= _RUN_TOKENS * len(shared.runs) else None
@@ -226,24 +288,24 @@ class CachedNetwork:
         places: Places,
         memory: Cache,
         source: Tensor,
-        reads_head: bool,
+        watch: _Watch,
         shared: SharedPrefix | None,
     ) -> Reading:
         """One pass after rows of a memory, whose result is not kept."""
         cache = borrowed_cache(memory, source, shared)
-        with shared or nullcontext():
-            reading = self._forward(tokens, places, cache, True, reads_head)
+        with shared.reading(self._configurations) if shared else nullcontext():
+            reading = self._forward(tokens, places, cache, True, watch)
         if shared:
             shared.finish()
         return Reading(reading.logits, reading.hidden, None)
 
-    def _by_token(self, tokens: Tensor, places: Places, cache: Cache, reads_head: bool) -> Reading:
+    def _by_token(self, tokens: Tensor, places: Places, cache: Cache, watch: _Watch) -> Reading:
         """One pass per token on a cache of our own; the reads are put back into their order."""
         readings, order = [], []
         for t in range(tokens.shape[1]):
             here = (places.positions == t).nonzero()[:, 0]
             column = Places(places.rows[here], here * 0)
-            readings.append(self._forward(tokens[:, t : t + 1], column, cache, True, reads_head))
+            readings.append(self._forward(tokens[:, t : t + 1], column, cache, True, watch))
             order.append(here)
         back = torch.cat(order).argsort()
         logits = torch.cat([reading.logits for reading in readings])[back]
@@ -256,21 +318,22 @@ class CachedNetwork:
         places: Places,
         cache: Cache | None,
         use_cache: bool,
-        reads_head: bool,
-        gain: float = 1.0,
+        watch: _Watch,
     ) -> Reading:
-        """One pass of the model, which may update `cache`; `gain` multiplies what the output layer sees."""
+        """One pass of the model, which may update `cache`."""
         arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": use_cache, "return_dict": True}
         if cache is not None and self._memory_name is not None:
             arguments[self._memory_name] = cache
-        watch: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if reads_head and self.head is not None:
-            watch = _watched(self.head, places, gain)
-        with self._lock, torch.inference_mode(), self._determinism(), watch as seen:
+        watching: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if watch.head and self.head is not None:
+            watching = _watched(self.head, places, watch)
+        with self._lock, torch.inference_mode(), self._determinism(), watching as seen:
             if self.model.training:
                 self.model.eval()
             out = self.model(**arguments)
         logits = out.logits[0] if seen else out.logits[places.rows, places.positions]
+        if seen and not watch.logits:
+            logits = seen[0][:, :0]
         memory = out.get(self._memory_name) if use_cache and self._memory_name else None
         return Reading(logits, seen[0] if seen else logits[:, :0], memory)
 
@@ -313,7 +376,7 @@ def _everywhere(tokens: Int[Tensor, "batch length"]) -> Places:
 
 
 @contextmanager
-def _watched(head: torch.nn.Module, places: Places, gain: float) -> Iterator[list[Tensor]]:
+def _watched(head: torch.nn.Module, places: Places, watch: _Watch) -> Iterator[list[Tensor]]:
     """Let the output layer see only the given places, as one row of `reads` hidden states.
 
     What the layer saw is appended to the list. This is the models' own `logits_to_keep`, for ragged
@@ -325,7 +388,8 @@ def _watched(head: torch.nn.Module, places: Places, gain: float) -> Iterator[lis
         device = inputs[0].device
         hidden = inputs[0][places.rows.to(device), places.positions.to(device)]
         seen.append(hidden)
-        return (hidden[None] if gain == 1 else gain * hidden[None], *inputs[1:])
+        shown = hidden if watch.logits else hidden[:0]
+        return (shown[None] if watch.gain == 1 else watch.gain * shown[None], *inputs[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -13,23 +14,15 @@ from numpy.typing import ArrayLike
 from oracles.prefix_tree import group_by_length
 from oracles.transformer_cache import Memory
 from oracles.transformer_network import CachedNetwork, Places, Reading
+from oracles.transformer_packed import PackedDecoder, Rows
+from oracles.transformer_tree import Branch, ReadingPlan, joined, plan_reads, reading_tree
 
 #: What to do with the reads of a block: (history, item) of each of them, and what was seen there.
 Store = Callable[[np.ndarray, np.ndarray, Reading], None]
 
-
-@dataclass(frozen=True, eq=False)
-class ReadingPlan:
-    """Strings to read, right-padded; reads starts[i]:starts[i+1], at `positions`, belong to string i.
-
-    Read j answers for the caller's item targets[j].
-    """
-
-    tokens: Int[np.ndarray, "strings longest"]
-    lengths: Int[np.ndarray, "strings"]
-    starts: Int[np.ndarray, "bounds"]
-    positions: Int[np.ndarray, "reads"]
-    targets: Int[np.ndarray, "reads"]
+#: A branch of the prefix tree is read on its own where that saves so many tokens.
+_LEAST_SAVED = 128
+_NEVER = np.iinfo(np.int64).max
 
 
 class BulkReader:
@@ -56,11 +49,33 @@ class BulkReader:
         memory: Memory | None = None,
         source: Int[np.ndarray, "batch"] | None = None,
         keep: bool = False,
+        logits: bool = True,
     ) -> Reading:
         """`CachedNetwork.read` for numpy arguments."""
         places = Places(self.tensor(rows), self.tensor(positions))
         origin = None if source is None else self.tensor(source)
-        return self.network.read(self.tensor(tokens), places, memory, origin, keep)
+        return self.network.read(self.tensor(tokens), places, memory, origin, keep, logits)
+
+    def read_strings(
+        self, strings: list[Int[np.ndarray, "length"]], store: Store, logits: bool = True
+    ) -> None:
+        """Read nonempty strings from scratch, on their prefix tree; store(0, string, reading)."""
+        # recurrent models continue a memory one token a pass: reading a prefix again is cheaper
+        chunks = self.network.abilities.continuation == "chunks"
+        tree = reading_tree(plan_reads(strings), _LEAST_SAVED if chunks else _NEVER)
+        self._read_below([tree], store, None, 1, self.budgets.copy(), logits)
+
+    def read_grid(
+        self, heads: list[np.ndarray], tails: list[np.ndarray], store: Store, logits: bool = True
+    ) -> None:
+        """Read heads[h] ∘ tails[f] for all h and f, every head once; store(h, f, reading)."""
+        lengths = np.array([len(tail) for tail in tails])
+        here, rest = np.flatnonzero(lengths == 0), np.flatnonzero(lengths)
+        keeps = self.network.abilities.continuation != "recompute"
+        tree = reading_tree(plan_reads([tails[f] for f in rest], rest), _LEAST_SAVED if keeps else _NEVER)
+        budgets, kept = self.budgets.copy(), np.maximum(self.budgets // 4, 1)
+        for rows, tokens in group_by_length(heads):
+            self._read_group(rows, tokens, here, tree, store, budgets, kept, logits)
 
     def read_plan(
         self,
@@ -69,88 +84,171 @@ class BulkReader:
         memory: Memory | None = None,
         copies: int = 1,
         budgets: Int[np.ndarray, "budgets"] | None = None,
+        logits: bool = True,
+        branches: int = 1,
     ) -> None:
-        """Read every string of the plan after each of the `copies` rows of the memory."""
+        """Read every string of the plan after the memory's rows copy · branches + its branch."""
+        if len(plan.lengths) == 0:
+            return
+        packed = self.network.packed(copies * int(plan.lengths.sum()), plan.tokens.shape[1], memory)
+        if packed is not None:
+            self._read_packed(packed, plan, store, memory, copies, logits, branches)
+            return
         n, counts = len(plan.lengths), np.diff(plan.starts)
-        costs = np.stack([plan.lengths, counts * self.network.vocab_size], axis=1)
+        asked = counts * (self.network.vocab_size if logits else 1)
+        costs = np.stack([plan.lengths, asked], axis=1)
 
         def work(low: int, high: int) -> None:
-            source, which = np.divmod(np.arange(low, high), n)
-            rows = np.repeat(np.arange(high - low), counts[which])
-            within = np.arange(len(rows)) - np.repeat(np.cumsum(counts[which]) - counts[which], counts[which])
-            reads = plan.starts[which][rows] + within
-            tokens = plan.tokens[which, : plan.lengths[which].max()]
-            origin = None if memory is None else source
-            reading = self.read(tokens, rows, plan.positions[reads], memory, origin)
-            store(source[rows], plan.targets[reads], reading)
+            copy, which = np.divmod(np.arange(low, high), n)
+            some = plan.take(which)
+            rows = some.owners
+            origin = None if memory is None else copy * branches + some.branches
+            reading = self.read(some.tokens, rows, some.positions, memory, origin, logits=logits)
+            store(copy[rows], some.targets, reading)
 
         run_blocks(np.tile(costs, (copies, 1)), self.budgets.copy() if budgets is None else budgets, work)
 
-    def read_grid(self, heads: list[np.ndarray], tails: list[np.ndarray], store: Store) -> None:
-        """Read heads[h] ∘ tails[f] for all h and f, every head once; store(h, f, reading)."""
-        lengths = np.array([len(tail) for tail in tails])
-        here, rest = np.flatnonzero(lengths == 0), np.flatnonzero(lengths)
-        plan = plan_reads([tails[f] for f in rest], rest)
-        budgets, kept = self.budgets.copy(), np.maximum(self.budgets // 4, 1)
-        for rows, tokens in group_by_length(heads):
-            self._read_group(rows, tokens, here, plan, store, budgets, kept)
+    def _read_packed(
+        self,
+        packed: PackedDecoder,
+        plan: ReadingPlan,
+        store: Store,
+        memory: Memory | None,
+        copies: int,
+        logits: bool,
+        branches: int,
+    ) -> None:
+        """`read_plan` through the packed weights: blocks of strings, each after every copy of its branch."""
+        prefixes = [
+            [packed.prefix(memory, copy * branches + branch) for copy in range(copies)]
+            for branch in range(branches)
+        ]
+
+        def work(strings: Int[np.ndarray, "n"]) -> None:
+            part = plan.take(strings)
+            counts = np.diff(part.starts)
+            reads = part.positions[
+                part.starts[:-1, None] + np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+            ]
+            wanted = torch.from_numpy((np.arange(counts.max()) < counts[:, None]).ravel())
+            rows = Rows(self.tensor(part.tokens), reads)
+            for copy, hidden in enumerate(packed.hidden(rows, prefixes[part.branches[0]])):
+                reading = self.network.reading_of(hidden[wanted], logits)
+                store(np.full(len(part.targets), copy), part.targets, reading)
+
+        in_parallel(work, packed.blocks(plan.lengths, plan.branches))
+
+    def _read_below(
+        self,
+        parents: Sequence[Branch],
+        store: Store,
+        memory: Memory | None,
+        copies: int,
+        budgets: np.ndarray,
+        logits: bool,
+    ) -> None:
+        """What follows branches of one depth; the memory has copies · len(parents) rows, if any."""
+        leaves = joined([branch.leaves for branch in parents])
+        self.read_plan(leaves, store, memory, copies, budgets, logits, len(parents))
+        below = [(j, child) for j, branch in enumerate(parents) for child in branch.children]
+        below.sort(key=lambda item: len(item[1].segment))
+        kept = np.maximum(self.budgets // 4, 1)  # their memories stay until all below is read
+        for _, group in groupby(below, key=lambda item: len(item[1].segment)):
+            self._read_branches(list(group), len(parents), store, memory, copies, budgets, kept, logits)
+
+    def _read_branches(
+        self,
+        group: list[tuple[int, Branch]],
+        parents: int,
+        store: Store,
+        memory: Memory | None,
+        copies: int,
+        budgets: np.ndarray,
+        kept: np.ndarray,
+        logits: bool,
+    ) -> None:
+        """Branches of one length, as (number of the parent, branch), and what is below them."""
+
+        def work(low: int, high: int) -> None:
+            numbers, block = zip(*group[low:high], strict=True)
+            tokens = np.tile(np.stack([branch.segment for branch in block]), (copies, 1))
+            source = (np.arange(copies)[:, None] * parents + np.array(numbers)).ravel()
+            owners = np.repeat(np.arange(len(block)), [len(branch.targets) for branch in block])
+            positions = np.concatenate([branch.positions for branch in block])
+            targets = np.concatenate([branch.targets for branch in block])
+            copy, read = np.divmod(np.arange(copies * len(targets)), max(1, len(targets)))
+            rows = copy * len(block) + owners[read]
+            origin = None if memory is None else source
+            reading = self.read(tokens, rows, positions[read], memory, origin, keep=True, logits=logits)
+            store(copy, targets[read], reading)
+            self._read_below(block, store, reading.memory, copies, budgets, logits)
+
+        length = len(group[0][1].segment)
+        reads = [len(branch.targets) * self.network.vocab_size for _, branch in group]
+        costs = np.array([[copies * length, copies * count] for count in reads])
+        run_blocks(costs, kept, work)
 
     def _read_group(
         self,
         rows: np.ndarray,
         heads: np.ndarray,
         here: np.ndarray,
-        plan: ReadingPlan,
+        tree: Branch,
         store: Store,
         budgets: np.ndarray,
         kept: np.ndarray,
+        logits: bool,
     ) -> None:
-        """Heads of one length; `here` are the empty tails, `plan` the others."""
+        """Heads of one length; `here` are the empty tails, `tree` the others."""
         length = heads.shape[1]
-        if length == 0:  # nothing to remember
-            self.read_plan(plan, lambda h, f, reading: store(rows[h], f, reading), None, len(rows), budgets)
+        if length == 0:  # nothing to remember: one copy answers for all
+
+            def place_all(_: np.ndarray, f: np.ndarray, reading: Reading) -> None:
+                for row in rows:
+                    store(np.full(len(f), row), f, reading)
+
+            self._read_below([tree], place_all, None, 1, budgets, logits)
             return
 
         def work(low: int, high: int) -> None:
             block, local = rows[low:high], np.arange(high - low)
-            reading = self.read(heads[low:high], local, local * 0 + length - 1, keep=True)
+            reading = self.read(heads[low:high], local, local * 0 + length - 1, keep=True, logits=logits)
             for f in here:
                 store(block, local * 0 + f, reading)
 
             def place(h: np.ndarray, f: np.ndarray, found: Reading) -> None:
                 store(block[h], f, found)
 
-            self.read_plan(plan, place, reading.memory, len(block), budgets)
+            self._read_below([tree], place, reading.memory, len(block), budgets, logits)
 
         # the memories of a block of heads stay until the tails are read
         run_blocks(np.tile([length, self.network.vocab_size], (len(rows), 1)), kept, work)
 
 
-def plan_reads(strings: list[np.ndarray], targets: np.ndarray | None = None) -> ReadingPlan:
-    """The fewest strings, shortest first, that have all of the given nonempty ones as prefixes.
+def in_parallel(work: Callable[[np.ndarray], None], jobs: list[np.ndarray]) -> None:
+    """Call work(job) for all jobs, one thread of torch's for each; the first error ends it."""
+    threads = torch.get_num_threads()
 
-    In lexicographic order a string stands before its continuations, so that one backward pass finds
-    them. A causal network's outputs at a prefix do not depend on what follows.
-    """
-    keys = [s.astype(">u8").tobytes() for s in strings]
-    covers, cover_of = [], np.empty(len(strings), dtype=np.int64)
-    last = None
-    for i in sorted(range(len(strings)), key=keys.__getitem__, reverse=True):
-        if last is None or not keys[last].startswith(keys[i]):
-            last = i
-            covers.append(i)
-        cover_of[i] = last
-    covers.sort(key=lambda i: (len(strings[i]), i))
-    tokens = np.zeros((len(covers), max((len(strings[i]) for i in covers), default=0)), dtype=np.int64)
-    for row, i in enumerate(covers):
-        tokens[row, : len(strings[i])] = strings[i]
-    place = np.empty(len(strings), dtype=np.int64)
-    place[covers] = np.arange(len(covers))
-    order = np.argsort(place[cover_of], kind="stable")
-    starts = np.searchsorted(place[cover_of][order], np.arange(len(covers) + 1))
-    lengths = np.array([len(s) for s in strings], dtype=np.int64)
-    answers = order if targets is None else targets[order]
-    return ReadingPlan(tokens, lengths[covers], starts, lengths[order] - 1, answers)
+    def one(job: np.ndarray) -> None:
+        with torch.inference_mode():  # which is a property of a thread
+            work(job)
+
+    torch.set_num_threads(1)  # jobs share nothing; threads within a job would wait for each other
+    try:
+        if threads == 1 or len(jobs) == 1:
+            for job in jobs:
+                one(job)
+            return
+        with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
+            waiting = [pool.submit(one, job) for job in jobs]
+            try:
+                for future in waiting:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(threads)
 
 
 def run_blocks(

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
 
@@ -29,9 +27,8 @@ from oracles.errors import (
     TokenError,
 )
 from oracles.transformer import TransformerOracle
-from oracles.transformer_attention import PrefixNotReadError, SharedPrefix, attend_after
+from oracles.transformer_attention import attend_after
 from oracles.transformer_network import Abilities
-from oracles.transformer_plan import plan_reads, run_blocks
 from tests.oracles.tiny_transformers import FAMILIES, VOCAB, tiny_model
 
 TOLERANCE = 1e-4
@@ -635,91 +632,3 @@ def test_torch_is_optional():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "lrlm-sim[transformers]" in done.stdout
     assert issubclass(MissingDependencyError, ImportError)
-
-
-# Attention over shared prefixes
-
-
-def masked_attention(keys, values, runs, query, key, value, mask, scale=None):
-    """The plain way: prefixes copied for every row, and heads for every query."""
-    rows = [row for row, count in runs for _ in range(count)]
-    both = (torch.cat([a[rows], b], dim=2) for a, b in ((keys, key), (values, value)))
-    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in both)
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-
-
-def random_attention(kv_heads: int, heads: int, prefix: int, length: int) -> tuple[torch.Tensor, ...]:
-    """Keys and values of 3 prefixes; queries, keys and values of 6 rows."""
-    shapes = [(3, kv_heads, prefix), (3, kv_heads, prefix), (6, heads, length)] + [(6, kv_heads, length)] * 2
-    generator = torch.Generator().manual_seed(0)
-    return tuple(3 * torch.randn(*shape, 8, generator=generator) for shape in shapes)
-
-
-@pytest.mark.parametrize(("kv_heads", "heads"), [(4, 4), (2, 6), (1, 3)])
-@pytest.mark.parametrize(("prefix", "length"), [(5, 3), (40, 1), (1, 7)])
-def test_attention_over_shared_prefixes(kv_heads, heads, prefix, length):
-    keys, values, query, key, value = random_attention(kv_heads, heads, prefix, length)
-    runs, mask = [(2, 3), (0, 1), (2, 2)], torch.ones(length, prefix + length, dtype=torch.bool).tril(prefix)
-    expected = masked_attention(keys, values, runs, query, key, value, mask)
-    assert (attend_after(keys, values, runs, query, key, value) - expected).abs().max() <= 1e-5
-    repeated = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (key, value))
-    assert (attend_after(keys, values, runs, query, *repeated) - expected).abs().max() <= 1e-5
-
-
-@pytest.mark.parametrize("kind", ["causal", "scale", "window", "bias", "no mask"])
-def test_only_causal_attention_reads_prefixes_in_place(kind):
-    keys, values, query, key, value = random_attention(2, 2, 5, 3)
-    mask = torch.ones(1, 1, 3, 8, dtype=torch.bool).tril(5)
-    if kind == "window":
-        mask &= torch.ones(3, 8, dtype=torch.bool).triu(3)
-    if kind == "bias":
-        mask = torch.where(mask, torch.arange(8.0), -torch.inf)
-    if kind == "no mask":
-        mask = None
-    scale = 0.1 if kind == "scale" else None
-    shared, runs = SharedPrefix(torch.tensor([2, 2, 2, 0, 2, 2])), [(2, 3), (0, 1), (2, 2)]
-    assert shared.runs == runs
-    sdpa = torch.nn.functional.scaled_dot_product_attention
-    with shared:
-        shared.offer(keys, values)
-        found = sdpa(query, key, value, attn_mask=mask, scale=scale)
-        alone = sdpa(query, key, value)  # nothing was offered before this one
-    expected = masked_attention(keys, values, runs, query, key, value, mask, scale)
-    assert (found - expected).abs().max() <= 1e-5
-    assert torch.equal(alone, sdpa(query, key, value))
-    shared.finish()
-    shared.offer(keys, values)
-    with pytest.raises(PrefixNotReadError):
-        shared.finish()
-
-
-# Plans
-
-
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=12))
-def test_plans_cover_every_string_with_no_string_to_spare(strings):
-    plan = plan_reads([np.array(s) for s in strings])
-    padded = [tuple(row[:length]) for row, length in zip(plan.tokens.tolist(), plan.lengths, strict=True)]
-    found = {}
-    for i, cover in enumerate(padded):
-        for read in range(plan.starts[i], plan.starts[i + 1]):
-            found[int(plan.targets[read])] = list(cover[: plan.positions[read] + 1])
-    assert found == dict(enumerate(strings))
-    distinct = {tuple(s) for s in strings}
-    maximal = {s for s in distinct if not any(len(t) > len(s) and t[: len(s)] == s for t in distinct)}
-    assert sorted(padded) == sorted(maximal)
-    assert list(plan.lengths) == sorted(plan.lengths)
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20), st.integers(1, 30))
-def test_blocks_stay_within_their_budgets_and_are_maximal(costs, budget):
-    blocks = []
-    table, budgets = np.array(costs, dtype=int).reshape(-1, 2), np.array([budget, 12])
-    run_blocks(table, budgets, lambda low, high: blocks.append((low, high)))
-    assert [i for low, high in blocks for i in range(low, high)] == list(range(len(costs)))
-
-    def within(low: int, high: int) -> bool:
-        return high - low == 1 or bool(((high - low) * table[low:high].max(axis=0) <= budgets).all())
-
-    assert all(within(low, high) for low, high in blocks)
-    assert not any(within(low, high + 1) for low, high in blocks if high < len(costs))
