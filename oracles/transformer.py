@@ -38,7 +38,7 @@ try:
 
     from oracles.transformer_cache import TransformerState, take_memory
     from oracles.transformer_loading import (
-        choose_device,
+        choose_devices,
         choose_dtype,
         hash_folder,
         load_model,
@@ -46,7 +46,7 @@ try:
         local_folder,
     )
     from oracles.transformer_network import CachedNetwork, Reading, non_finite
-    from oracles.transformer_plan import BulkReader, Store, run_blocks
+    from oracles.transformer_plan import BulkReader, Store, deal, run_blocks
     from oracles.transformer_tree import ReadingPlan
 except ModuleNotFoundError as error:
     raise MissingDependencyError(error.name or "torch", "transformers") from error
@@ -72,6 +72,7 @@ class TransformerOracle(Oracle):
         block_tokens: most tokens in one forward pass of the bulk operations (default by device).
         identity: text that names the weights in persistent caches, or the folder whose safetensors files
             and configuration are hashed for that (when first asked).
+        replicas: the same model on further devices; bulk questions are dealt out among all of them.
 
     Histories are given without BOS. A model without BOS has no law of the empty history: asking for it
     raises ParameterError. A context longer than the model's `max_position_embeddings`, BOS included,
@@ -88,16 +89,13 @@ class TransformerOracle(Oracle):
         deterministic: bool = False,
         block_tokens: int | None = None,
         identity: str | Path | None = None,
+        replicas: Sequence[torch.nn.Module] = (),
     ) -> None:
-        if not isinstance(model, PreTrainedModel):
-            raise ParameterError(
-                f"model must be a transformers PreTrainedModel, got {type(model).__name__}: merge adapters"
-            )
-        self.model, self.tokenizer = model, tokenizer
-        self.network = CachedNetwork(model, deterministic)
+        networks = [CachedNetwork(_as_model(each), deterministic) for each in (model, *replicas)]
+        self.network, self.model, self.tokenizer = networks[0], networks[0].model, tokenizer
         self.vocab_size = self.network.vocab_size
-        self.bos_token_id = _bos_token(model, tokenizer, bos_token_id, self.vocab_size)
-        self.max_context = _max_context(model)
+        self.bos_token_id = _bos_token(self.model, tokenizer, bos_token_id, self.vocab_size)
+        self.max_context = _max_context(self.model)
         self.horizon = None if horizon is None else as_integer("horizon", horizon, 1)
         self._source = identity
         self._start = [] if self.bos_token_id is None else [self.bos_token_id]
@@ -105,7 +103,9 @@ class TransformerOracle(Oracle):
         tokens = _CPU_TOKENS * max(2, torch.get_num_threads()) if cpu else _DEVICE_TOKENS
         if block_tokens is not None:
             tokens = as_integer("block_tokens", block_tokens, 1)
-        self._reader = BulkReader(self.network, tokens, _CPU_LOGITS if cpu else _DEVICE_LOGITS)
+        logits = _CPU_LOGITS if cpu else _DEVICE_LOGITS
+        self._readers = [BulkReader(network, tokens, logits) for network in networks]
+        self._reader = self._readers[0]
         if horizon is not None:
             self._check_context(horizon)
 
@@ -113,7 +113,7 @@ class TransformerOracle(Oracle):
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike[str],
-        device: str | torch.device | None = None,
+        device: str | torch.device | Sequence[str | torch.device] | None = None,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         horizon: int | None = None,
@@ -123,15 +123,16 @@ class TransformerOracle(Oracle):
     ) -> TransformerOracle:
         """Load a model from a folder (no network is touched) or by its name on the Hugging Face Hub.
 
-        `device`: None or "auto" takes CUDA, then Apple's MPS, then the CPU. `dtype`: None is the
+        `device`: None or "auto" takes CUDA, then Apple's MPS, then the CPU; several, as a list or
+        "cuda:0,cuda:1", get a replica each. `dtype`: None is the
         model's own precision on CUDA and float32 elsewhere. Weights are read from safetensors only,
         and code that comes with a model is never run. Raises FormatError where that is not enough.
         """
-        place, folder = choose_device(device), local_folder(name_or_path)
-        precision = choose_dtype(dtype, place)
+        places, folder = choose_devices(device), local_folder(name_or_path)
+        precision = choose_dtype(dtype, places[0])
         source = str(name_or_path) if folder is None else str(folder)
         options = {"local_files_only": folder is not None, "revision": revision, "trust_remote_code": False}
-        model = load_model(source, precision, place, options)
+        model, *replicas = [load_model(source, precision, place, options) for place in places]
         tokenizer = load_tokenizer(source, folder, options)
         commit = getattr(model.config, "_commit_hash", None)
         return cls(
@@ -142,6 +143,7 @@ class TransformerOracle(Oracle):
             deterministic=deterministic,
             block_tokens=block_tokens,
             identity=folder or f"{name_or_path}@{commit or revision}",
+            replicas=replicas,
         )
 
     def __repr__(self) -> str:
@@ -234,13 +236,12 @@ class TransformerOracle(Oracle):
         prefix = self._with_start(prefix[None])
         if prefix.shape[1] == 0:
             self._check_start()
-        memory, behind = None, np.broadcast_to(prefix, (len(sequences), prefix.shape[1]))
+        begin, behind = None, np.broadcast_to(prefix, (len(sequences), prefix.shape[1]))
         strings = np.concatenate([behind, sequences[:, :-1]], axis=1)
         first = prefix.shape[1] - 1  # the position whose law is that of the first token
         chunks = self.network.abilities.continuation == "chunks"
         if chunks and len(sequences) > 1 and prefix.shape[1] > 1 and length > 1:
-            memory = self._reader.read(prefix[:, :-1], [], [], keep=True).memory
-            strings, first = strings[:, first:], 0
+            begin, strings, first = prefix[:, :-1], strings[:, first:], 0
 
         def store(_: np.ndarray, reads: np.ndarray, reading: Reading) -> None:
             row, t = np.divmod(reads, length)
@@ -254,7 +255,12 @@ class TransformerOracle(Oracle):
         n, width = strings.shape
         places = np.repeat(np.arange(n), length), np.tile(np.arange(first, width), n), np.arange(n * length)
         plan = ReadingPlan.of(strings, np.full(n, width), places)
-        self._reader.read_plan(plan, store, memory)
+
+        def work(reader: BulkReader, rows: Int[np.ndarray, "part"]) -> None:
+            shared = None if begin is None else reader.read(begin, [], [], keep=True).memory
+            reader.read_plan(plan.take(rows), store, shared)
+
+        deal(self._readers, np.arange(n), work)
         return total
 
     def next_log_probs(self, histories: Sequence[ArrayLike] | np.ndarray) -> Float[np.ndarray, "n vocab"]:
@@ -269,10 +275,17 @@ class TransformerOracle(Oracle):
         if min(map(len, strings)) == 0:
             self._check_start()
 
-        def store(_: np.ndarray, which: np.ndarray, reading: Reading) -> None:
-            out[which] = self._laws(reading.logits)
+        started = [self._with_start(string[None])[0] for string in strings]
 
-        self._reader.read_strings([self._with_start(s[None])[0] for s in strings], store)
+        def work(reader: BulkReader, rows: Int[np.ndarray, "part"]) -> None:
+            def store(_: np.ndarray, which: np.ndarray, reading: Reading) -> None:
+                out[rows[which]] = self._laws(reading.logits)
+
+            reader.read_strings([started[i] for i in rows], store)
+
+        # neighbours in lexicographic order share most
+        order = sorted(range(len(started)), key=lambda i: started[i].tolist())
+        deal(self._readers, np.array(order), work)
         return out
 
     def extended_log_probs(
@@ -337,7 +350,15 @@ class TransformerOracle(Oracle):
         self._check_context(longest)
         if min(map(len, heads)) + min(map(len, tails)) == 0:
             self._check_start()
-        self._reader.read_grid([self._with_start(h[None])[0] for h in heads], tails, store, logits)
+        started = [self._with_start(head[None])[0] for head in heads]
+
+        def work(reader: BulkReader, rows: Int[np.ndarray, "part"]) -> None:
+            def place(h: np.ndarray, f: np.ndarray, reading: Reading) -> None:
+                store(rows[h], f, reading)
+
+            reader.read_grid([started[i] for i in rows], tails, place, logits)
+
+        deal(self._readers, np.arange(len(started)), work)
 
     def _float64(self, values: torch.Tensor) -> torch.Tensor:
         return (values.cpu() if values.device.type == "mps" else values).double()
@@ -370,6 +391,14 @@ class TransformerOracle(Oracle):
                 f"the model reads at most max_position_embeddings = {self.max_context} tokens, got {total} "
                 f"(BOS: {len(self._start)}): shorten the history"
             )
+
+
+def _as_model(model: torch.nn.Module) -> PreTrainedModel:
+    if not isinstance(model, PreTrainedModel):
+        raise ParameterError(
+            f"model must be a transformers PreTrainedModel, got {type(model).__name__}: merge adapters"
+        )
+    return model
 
 
 def _bos_token(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,19 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+
+
+def choose_devices(
+    device: str | torch.device | Sequence[str | torch.device] | None,
+) -> list[torch.device]:
+    """Usable devices: one, or several as a list or separated by commas."""
+    if isinstance(device, str):
+        device = [part.strip() for part in device.split(",")]
+    elif device is None or isinstance(device, torch.device):
+        return [choose_device(device)]
+    if len(device) == 0:
+        raise ParameterError("no device was given: name at least one, or None for the best there is")
+    return [choose_device(each) for each in device]
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

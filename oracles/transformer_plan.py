@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -23,6 +25,8 @@ Store = Callable[[np.ndarray, np.ndarray, Reading], None]
 #: A branch of the prefix tree is read on its own where that saves so many tokens.
 _LEAST_SAVED = 128
 _NEVER = np.iinfo(np.int64).max
+#: Held while torch's number of threads is changed, which is one for the process.
+_ONE_THREAD_EACH = threading.Lock()
 
 
 class BulkReader:
@@ -227,28 +231,44 @@ class BulkReader:
 
 def in_parallel(work: Callable[[np.ndarray], None], jobs: list[np.ndarray]) -> None:
     """Call work(job) for all jobs, one thread of torch's for each; the first error ends it."""
-    threads = torch.get_num_threads()
 
     def one(job: np.ndarray) -> None:
         with torch.inference_mode():  # which is a property of a thread
             work(job)
 
-    torch.set_num_threads(1)  # jobs share nothing; threads within a job would wait for each other
-    try:
-        if threads == 1 or len(jobs) == 1:
-            for job in jobs:
-                one(job)
-            return
-        with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
-            waiting = [pool.submit(one, job) for job in jobs]
-            try:
-                for future in waiting:
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-    finally:
-        torch.set_num_threads(threads)
+    with _ONE_THREAD_EACH:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # jobs share nothing; threads within a job would wait for each other
+        try:
+            in_threads([partial(one, job) for job in jobs], threads)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def in_threads(tasks: Sequence[Callable[[], None]], threads: int) -> None:
+    """Run tasks in so many threads; the first error is raised, and tasks not begun are dropped."""
+    if threads == 1 or len(tasks) == 1:
+        for task in tasks:
+            task()
+        return
+    with ThreadPoolExecutor(min(threads, len(tasks))) as pool:
+        waiting = [pool.submit(task) for task in tasks]
+        try:
+            for future in waiting:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def deal(
+    readers: Sequence[BulkReader],
+    items: Int[np.ndarray, "n"],
+    work: Callable[[BulkReader, Int[np.ndarray, "part"]], None],
+) -> None:
+    """Call work(reader, part of the items) for every reader at once, consecutive parts of one size."""
+    parts = [part for part in np.array_split(items, len(readers)) if len(part)]
+    in_threads([partial(work, *pair) for pair in zip(readers, parts, strict=False)], len(parts))
 
 
 def run_blocks(
