@@ -126,10 +126,14 @@ def exponentiate(before, own, last, top, total):  # pragma: no cover (compiled)
 
 
 @numba.njit(cache=True, **_OPTIONS)
-def scale(x, factor):  # pragma: no cover (compiled)
-    """Multiply x[h, c, t] by factor[h, t], in place."""
-    heads, d, tokens = x.shape
+def mix(before, own, total):  # pragma: no cover (compiled)
+    """Add own (heads, rows, d, reads) to before (heads, d, rows · reads), and multiply by total (heads, ·)."""
+    heads, rows, d, reads = own.shape
     for h in range(heads):
         for c in range(d):
-            for t in range(tokens):
-                x[h, c, t] *= factor[h, t]
+            for r in range(rows):
+                first = r * reads
+                for j in range(reads):
+                    before[h, c, first + j] += own[h, r, c, j]
+            for t in range(rows * reads):
+                before[h, c, t] *= total[h, t]

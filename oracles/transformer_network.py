@@ -39,7 +39,7 @@ _GAIN = 16.0
 #: A prefix of so many times the tokens after it is read in place, if those are so many over all its rows.
 _LONG_PREFIX, _RUN_TOKENS = 2, 64
 #: Fewer tokens do not pay for packing and compiling; for longer strings the library's attention is better.
-_LEAST_PACKED, _LONGEST_PACKED = 1 << 14, 128
+_LEAST_PACKED, _LONGEST_PACKED = 1 << 13, 128
 
 
 class Places(NamedTuple):

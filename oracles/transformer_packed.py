@@ -35,7 +35,7 @@ _FAMILIES = ("llama", "mistral", "qwen2")
 #: Wider models spend their time in matrix products, which the library does as well.
 _WIDEST = 512
 #: Tokens of a block. Not a power of two: rows of a feature would fall on the same sets of the cache.
-_BLOCK_TOKENS = 416
+_BLOCK_TOKENS = 992
 
 
 @cache
@@ -197,7 +197,8 @@ class _Stage:
         self.gated = torch.empty(layer.down.shape[1], places)
         self.before = torch.empty(heads, begin, places)
         self.own = torch.empty(heads, rows, length, reads)
-        self.mixed = torch.empty(heads, d, places)
+        self.own_mixed = torch.empty(heads, rows, d, reads)
+        self.mixed = torch.zeros(heads, d, places)
         self.flat = self.mixed.view(heads * d, places)
         self.total = np.empty((heads, places), dtype=np.float32)
         self.scratch = np.empty(places, dtype=np.float32)
@@ -212,7 +213,7 @@ class _Stage:
                 by_row[h].transpose(0, 1),  # (rows, d, reads)
                 self.own[h],
                 keys_values[1, h // group].transpose(0, 1),  # (rows, d, length)
-                self.mixed.view(heads, d, rows, reads)[h].transpose(0, 1),
+                self.own_mixed[h],
             )
             for h in range(heads)
         ]
@@ -231,9 +232,11 @@ class _Stage:
         self.loops.exponentiate(self.before.numpy(), self.own.numpy(), self.last, self.scratch, self.total)
         for _, _, own, value, mixed in self.by_head:
             torch.bmm(value, own, out=mixed)
-        if prefix is not None:
-            self.mixed.baddbmm_(prefix.values[number], self.before)
-        self.loops.scale(self.mixed.numpy(), self.total)
+        if prefix is None:
+            self.mixed.zero_()
+        else:
+            torch.bmm(prefix.values[number], self.before, out=self.mixed)
+        self.loops.mix(self.mixed.numpy(), self.own_mixed.numpy(), self.total)
         return self.flat
 
     def finish(self, layer: Layer, prefix: Prefix | None, number: int) -> None:
@@ -291,9 +294,8 @@ class _Block:
 
     def ask(self, layer: Layer) -> None:
         """Rotated queries at the places read alone."""
-        normal = self.all.normalise()[:, self.places]
         torch.index_select(self.all.x, 1, self.places, out=self.read.x)
-        torch.mm(layer.qkv[: self.queries], normal, out=self.read.queries)
+        torch.mm(layer.qkv[: self.queries], self.read.normalise(), out=self.read.queries)
         if layer.bias is not None:
             self.read.queries.add_(layer.bias[: self.queries])
         self.decoder.loops.rotate(self.read.query.numpy(), *self.read.rotation)

@@ -5,10 +5,14 @@
 For random Llama models it times, taking turns within one run,
 
 - plain: the library's own forward pass on all h∘f, in blocks, at the fastest of several block sizes;
-- oracle: `TransformerOracle.extended_log_probs` as it comes;
-- floor: the plain pass on the futures alone, which no method that reads every future can beat.
+- oracle: `TransformerOracle.extended_log_probs` as it comes: narrow models packed, wide ones through the
+  library;
+- library: the oracle without packing;
+- floor: the library's pass on the futures alone.
 
-`ideal` is the ratio of tokens read, n_h·n_f·(T_h + T_f) / (n_h·T_h + n_h·n_f·T_f).
+`ideal` is the ratio of tokens read, n_h·n_f·(T_h + T_f) / (n_h·T_h + n_h·n_f·T_f). `product` is the
+flop/s of the oracle's matrix products over those of one large product in the same run. With more than
+one thread, times are wall times.
 """
 
 from __future__ import annotations
@@ -25,8 +29,15 @@ from oracles.transformer import TransformerOracle
 
 VOCAB = 512
 #: (width, layers, T_h, T_f, share of the histories asked for)
-CASES = [(64, 5, 32, 32, 1.0), (64, 5, 64, 16, 1.0), (64, 5, 256, 16, 0.5), (256, 5, 32, 32, 0.25)]
+CASES = [
+    (64, 5, 32, 32, 1.0),
+    (64, 5, 64, 16, 1.0),
+    (64, 5, 256, 16, 0.5),
+    (256, 5, 32, 32, 0.25),
+    (768, 3, 128, 16, 0.5),
+]
 PLAIN_BLOCKS = (512, 1024, 2048, 4096)
+PRODUCT = 1536
 
 
 def random_llama(width: int, layers: int) -> LlamaForCausalLM:
@@ -59,14 +70,24 @@ def plain_pass(model: LlamaForCausalLM, tokens: torch.Tensor, block_tokens: int)
 
 
 def best_times(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Least processor time of each task; the tasks take turns, so that all see the same machine."""
+    """Least time of each task; the tasks take turns, so that all see the same machine.
+
+    Processor time with one thread, which others on the machine change less; else wall time.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     best = dict.fromkeys(tasks, np.inf)
     for _ in range(repeats):
         for name, task in tasks.items():
-            begin = time.process_time()
+            begin = clock()
             task()
-            best[name] = min(best[name], time.process_time() - begin)
+            best[name] = min(best[name], clock() - begin)
     return best
+
+
+def product_flops(model: LlamaForCausalLM, tokens: int, reads: int) -> float:
+    """Flops of the matrix products of a plain pass over `tokens` tokens, read at `reads` places."""
+    layers = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
+    return 2.0 * (tokens * layers + reads * model.lm_head.weight.numel())
 
 
 def run_case(width: int, layers: int, t_h: int, t_f: int, n_h: int, n_f: int, repeats: int) -> None:
@@ -80,18 +101,28 @@ def run_case(width: int, layers: int, t_h: int, t_f: int, n_h: int, n_f: int, re
     oracle = TransformerOracle(model)
     found = oracle.extended_log_probs(histories, futures).reshape(n_h * n_f, VOCAB)
     gap = np.abs(found - plain_pass(model, whole, 2048)).max()
-    tasks: dict[str, Callable[[], object]] = {"oracle": lambda: oracle.extended_log_probs(histories, futures)}
+    library = TransformerOracle(model)
+    library.network.packed = lambda *_: None  # type: ignore[method-assign]
+    square = torch.randn(PRODUCT, PRODUCT)
+    tasks: dict[str, Callable[[], object]] = {
+        "oracle": lambda: oracle.extended_log_probs(histories, futures),
+        "library": lambda: library.extended_log_probs(histories, futures),
+        "product": lambda: square @ square,
+    }
     for block in PLAIN_BLOCKS:
         tasks[f"plain {block}"] = lambda block=block: plain_pass(model, whole, block)
         tasks[f"floor {block}"] = lambda block=block: plain_pass(model, alone, block)
     times = best_times(tasks, repeats)
-    plain = min(times[f"plain {block}"] for block in PLAIN_BLOCKS)
-    floor = min(times[f"floor {block}"] for block in PLAIN_BLOCKS)
+    plain, floor = (min(times[f"{name} {block}"] for block in PLAIN_BLOCKS) for name in ("plain", "floor"))
     ideal = n_f * (t_h + t_f) / (t_h + n_f * t_f)
+    speed = product_flops(model, n_h * (t_h + n_f * t_f), n_h * n_f) / times["oracle"]
     print(
-        f"width {width:4d}, {layers} layers, T_h {t_h:3d}, T_f {t_f:3d}, {n_h} x {n_f}: plain/oracle "
-        f"{plain / times['oracle']:5.2f} (ideal {ideal:5.2f}), oracle/floor "
-        f"{times['oracle'] / floor:5.2f}, max difference {gap:.1e}"
+        f"width {width:4d}, {layers} layers, T_h {t_h:3d}, T_f {t_f:3d}, {n_h} x {n_f}: "
+        f"plain/oracle {plain / times['oracle']:5.2f} (ideal {ideal:5.2f}), "
+        f"plain/library {plain / times['library']:5.2f}, "
+        f"oracle/floor {times['oracle'] / floor:5.2f}, product "
+        f"{speed * times['product'] / (2 * PRODUCT**3):4.2f}, max difference {gap:.1e}",
+        flush=True,
     )
 
 
