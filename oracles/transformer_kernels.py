@@ -127,7 +127,7 @@ def exponentiate(before, own, last, top, total):  # pragma: no cover (compiled)
 
 @numba.njit(cache=True, **_OPTIONS)
 def mix(before, own, total):  # pragma: no cover (compiled)
-    """Add own (heads, rows, d, reads) to before (heads, d, rows · reads), times total (heads, rows · reads)."""
+    """Add own (heads, rows, d, reads) to before (heads, d, rows · reads), times total (heads, queries)."""
     heads, rows, d, reads = own.shape
     for h in range(heads):
         for c in range(d):
