@@ -99,7 +99,7 @@ def measure_stream(
 class RangeFit:
     """σ_i ≈ C i^−α over one range of indices, with and without the first direction.
 
-    `alpha_rest` fits σ_2, σ_3, …, renumbered from 1, over the same range.
+    `alpha_rest` fits σ_2, σ_3, … renumbered from 1, on [first, last − 1]: nothing past σ_last is used.
     """
 
     n: int
@@ -118,8 +118,9 @@ def fit_range(n: int, sigma: Float[np.ndarray, "rank"], first: int, last: int) -
     if last <= first:
         return None
     fit = fit_power_law(sigma, first, last)
-    enough = last < len(sigma) and sigma[last] > 0
-    rest = fit_power_law(sigma[1:], first, last) if enough else PowerLaw(np.nan, np.nan, np.nan)
+    rest = PowerLaw(np.nan, np.nan, np.nan)
+    if last - 1 > first:
+        rest = fit_power_law(sigma[1:], first, last - 1)
     return RangeFit(n, first, last, *fit, rest.alpha, rest.r2)
 
 

@@ -209,12 +209,23 @@ def _report(screen: Screen, run: Run, oracle: str, found: Mapping[str, Compariso
 
 def _plot(path: Path, oracle: str, found: Mapping[str, Comparison]) -> None:
     figure, axes = new_figure(8.4, 4.6)
+    steps = np.arange(1, len(next(iter(found.values())).per_step) + 1)
     for i, (name, entry) in enumerate(found.items()):
-        steps = np.arange(1, len(entry.per_step) + 1)
-        style = {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--"}
-        axes.semilogy(steps, entry.per_step, "o", markersize=3, label=name, **style)
-        low = np.maximum(entry.per_step - entry.per_step_error, entry.per_step / 10)
-        axes.fill_between(steps, low, entry.per_step + entry.per_step_error, alpha=0.12, color=style["color"])
+        low = np.minimum(entry.per_step_error, 0.9 * entry.per_step)  # stays above zero on a log axis
+        shift = 1 + 0.004 * (i - len(found) / 2)  # bars beside each other
+        axes.errorbar(
+            steps * shift,
+            entry.per_step,
+            yerr=[low, entry.per_step_error],
+            fmt="o-" if i < 10 else "s--",
+            color=f"C{i % 10}",
+            markersize=3,
+            linewidth=1,
+            elinewidth=0.7,
+            label=name,
+        )
+    axes.set_yscale("log")
+    axes.set_xticks(steps)
     axes.set(xlabel="step", ylabel="KL of the next-token law, nats", title=f"LinGen on {short_name(oracle)}")
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=150)

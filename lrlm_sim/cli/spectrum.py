@@ -256,7 +256,8 @@ def _fits(spectrum: StreamedSpectrum, noise: NoiseFloor, options: Options) -> li
     ]
     for size, part in list(spectrum.sigmas.items())[1:]:
         ranges.append((size, part, first, min(size // 2, clear)))
-    found = [fit_range(*entry) for entry in ranges]
+    distinct = {(size, low, high): part for size, part, low, high in reversed(ranges)}
+    found = [fit_range(size, part, low, high) for (size, low, high), part in reversed(distinct.items())]
     return [fit for fit in found if fit is not None]
 
 

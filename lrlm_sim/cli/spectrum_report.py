@@ -69,7 +69,7 @@ def plot_streams(path: Path, oracle: str, found: Mapping[str, Measured]) -> Path
         axes.axhline(noise.floor, color="gray", lw=1, label=f"noise floor ({noise.method}) to worst case")
         low = min(low, noise.floor)
     axes.set(xlabel="index i", ylabel="σ_i", title=f"Extended logit matrix of {short_name(oracle)}")
-    axes.set_ylim(max(low, 1e-9 * top) / 2, 2 * top)
+    axes.set_ylim(max(low, 1e-17 * top) / 2, 2 * top)
     axes.legend(fontsize="x-small", loc="upper right")
     figure.savefig(path, dpi=150)
     return path

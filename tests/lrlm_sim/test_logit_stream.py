@@ -154,7 +154,7 @@ def test_fits_with_and_without_the_first_direction():
     sigma[0] = 1000.0
     fit = fit_range(100, sigma, 5, 50)
     assert fit.alpha == pytest.approx(0.7)
-    rest = np.arange(6, 52)
+    rest = np.arange(6, 51)
     slope = -np.polyfit(np.log(rest - 1), np.log(3.0 * rest**-0.7), 1)[0]
     assert fit.alpha_rest == pytest.approx(slope)
     assert fit_range(3, np.array([1.0, 0.5, 0.0]), 2, 3) is None
