@@ -211,7 +211,7 @@ def _plot(path: Path, oracle: str, found: Mapping[str, Comparison]) -> None:
     figure, axes = new_figure(8.4, 4.6)
     steps = np.arange(1, len(next(iter(found.values())).per_step) + 1)
     for i, (name, entry) in enumerate(found.items()):
-        low = np.minimum(entry.per_step_error, 0.9 * entry.per_step)  # stays above zero on a log axis
+        low = np.clip(0.9 * entry.per_step, 0.0, entry.per_step_error)  # stays above zero on a log axis
         shift = 1 + 0.004 * (i - len(found) / 2)  # bars beside each other
         axes.errorbar(
             steps * shift,
