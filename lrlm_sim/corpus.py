@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from oracles.base import Oracle
 from oracles.checks import as_generator, as_integer, as_tokens
-from oracles.errors import FormatError, ParameterError
+from oracles.errors import FormatError, MissingDependencyError, ParameterError
 
 
 def standard_library_text(characters: int = 2_000_000) -> str:
@@ -33,15 +33,71 @@ def standard_library_text(characters: int = 2_000_000) -> str:
     return "\n".join(pieces)[:characters]
 
 
-def read_text(paths: Sequence[Path]) -> str:
-    """Text of files, and of every ``*.txt``, ``*.md`` and ``*.py`` below folders, in sorted order."""
+def read_text(
+    paths: Sequence[Path], limit: int | None = None, rng: np.random.Generator | int | None = None
+) -> str:
+    """Text of files, and of every text or source file below folders.
+
+    Files are read in sorted order; with a `limit` in characters, in random order until it is reached, so
+    that a large folder is sampled and not read from its beginning.
+    """
     files: list[Path] = []
     for path in paths:
         if not path.exists():
             raise FormatError(f"no such file or folder: {path}")
-        inside = sorted(p for p in path.rglob("*") if p.suffix in {".txt", ".md", ".py"})
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file())
+        if path.is_dir() and not inside:
+            raise FormatError(f"{path} holds no text: files must end in {', '.join(sorted(TEXT_SUFFIXES))}")
         files += inside if path.is_dir() else [path]
-    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+    if limit is not None:
+        files = [files[i] for i in as_generator(rng).permutation(len(files))]
+    pieces, total = [], 0
+    for file in files:
+        piece = file.read_text(encoding="utf-8", errors="replace")
+        pieces.append(piece if limit is None else piece[: limit - total])
+        total += len(pieces[-1]) + 1
+        if limit is not None and total >= limit:
+            break
+    return "\n".join(pieces)
+
+
+def dataset_text(name: str, limit: int, column: str = "text") -> str:
+    """Beginning of a Hugging Face dataset: the training split's texts, streamed until `limit` characters.
+
+    Arguments:
+        name: ``OWNER/NAME``, or ``OWNER/NAME:CONFIGURATION``. column: of the texts.
+
+    Needs the package `datasets` (extra ``hub``) and a network. Raises MissingDependencyError, or
+    FormatError where the dataset cannot be read.
+    """
+    try:
+        import datasets  # type: ignore[import-not-found]
+    except ImportError:
+        raise MissingDependencyError("datasets", "hub") from None
+    name, _, configuration = name.partition(":")
+    pieces, total, row = [], 0, {}
+    try:
+        rows = datasets.load_dataset(name, configuration or None, split="train", streaming=True)
+        for row in rows:
+            pieces.append(row[column])
+            total += len(row[column])
+            if total >= limit:
+                break
+    except KeyError:
+        raise FormatError(f"dataset {name} has no column {column!r}, only {', '.join(row)}") from None
+    except Exception as error:  # the package raises errors of many libraries
+        raise FormatError(
+            f"cannot read dataset {name} ({type(error).__name__}: {error}): check its name and the network, "
+            "or download its text and give it as files"
+        ) from error
+    return "\n".join(pieces)[:limit]
+
+
+#: What counts as text in a folder.
+TEXT_SUFFIXES = frozenset(
+    ".txt .md .rst .tex .py .pyi .c .h .cc .cpp .hpp .rs .go .java .js .ts .sh .jl .r .hs .ml .html "
+    ".css .toml .yaml .yml".split()
+)
 
 
 def token_windows(tokens: ArrayLike, length: int) -> Int[np.ndarray, "windows length"]:
@@ -66,17 +122,35 @@ def histories_and_futures(
     Raises:
         ParameterError: there are not n distinct prefixes or suffixes; says how many there are.
     """
-    rows = np.asarray(windows)
-    shuffled = as_generator(rng).permutation(rows)
-    half = len(shuffled) // 2
-    heads = _distinct(shuffled[:half, :history_length])
-    tails = _distinct(shuffled[half:, rows.shape[1] - future_length :])
-    for name, found in (("histories", heads), ("futures", tails)):
-        if len(found) < n:
-            raise ParameterError(
-                f"{n} distinct {name} asked for, the text has {len(found)}: give more text or a smaller n"
-            )
+    heads, tails = _halves(windows, history_length, future_length, as_generator(rng))
+    heads, tails = _distinct(heads), _distinct(tails)
+    _check_enough(n, histories=len(heads), futures=len(tails))
     return heads[:n], tails[:n]
+
+
+def histories_and_mixed_futures(
+    windows: ArrayLike,
+    n: int,
+    history_length: int,
+    future_length: int,
+    rng: np.random.Generator | int | None = None,
+) -> tuple[Int[np.ndarray, "n history"], list[Int[np.ndarray, "length"]]]:
+    """As `histories_and_futures`, each future cut at a random length 1..future_length, then deduplicated."""
+    generator = as_generator(rng)
+    heads, tails = _halves(windows, history_length, future_length, generator)
+    cuts = generator.integers(1, future_length + 1, size=len(tails))
+    mixed = {tuple(tail[:cut].tolist()): None for tail, cut in zip(tails, cuts, strict=True)}
+    heads = _distinct(heads)
+    _check_enough(n, histories=len(heads), futures=len(mixed))
+    return heads[:n], [np.array(tail, dtype=np.int64) for tail in list(mixed)[:n]]
+
+
+def nonsense(
+    strings: Sequence[ArrayLike] | np.ndarray, rng: np.random.Generator | int | None = None
+) -> list[Int[np.ndarray, "length"]]:
+    """Each string's tokens in random order: nonsense of the same tokens."""
+    generator = as_generator(rng)
+    return [generator.permutation(np.asarray(string, dtype=np.int64)) for string in strings]
 
 
 def likely_tokens(
@@ -105,6 +179,24 @@ def encode(tokenizer: Tokenizer, text: str, vocab_size: int) -> Int[np.ndarray, 
     pieces = [tokenizer.encode(line, add_special_tokens=False) for line in lines]
     tokens = np.fromiter((token for piece in pieces for token in piece), dtype=np.int64)
     return as_tokens("encoded text (do tokenizer and model match?)", tokens, vocab_size, 1)
+
+
+def _halves(
+    windows: ArrayLike, history_length: int, future_length: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prefixes of one random half of the windows, suffixes of the other."""
+    rows = np.asarray(windows)
+    shuffled = generator.permutation(rows)
+    half = len(shuffled) // 2
+    return shuffled[:half, :history_length], shuffled[half:, rows.shape[1] - future_length :]
+
+
+def _check_enough(n: int, **found: int) -> None:
+    for name, count in found.items():
+        if count < n:
+            raise ParameterError(
+                f"{n} distinct {name} asked for, the text has {count}: give more text or a smaller n"
+            )
 
 
 def _distinct(rows: np.ndarray) -> np.ndarray:

@@ -31,7 +31,13 @@ class Width:
         drop: σ_width / σ_(width+1), how clear the gap is.
         agreement: whether two disjoint halves of the histories give the same width.
         singular_values: of the centred logits, falling.
-        confident: drop ≥ the required one, both halves agree, and more histories than twice the width.
+        confident: drop ≥ the required one, what is left after `width` directions is no larger than noise,
+            both halves agree, and there are at least twice as many histories as the width.
+        noise: largest singular value that rounding noise of the size found (or given) reaches with the
+            stated confidence; 0 where no width was a candidate and no noise was given.
+        confidence: 1 − δ of that bound, for independent errors.
+        at_least: directions above `noise`: a lower bound of the width, also where no gap decides.
+        reason: why the answer is not confident, and what to change; empty where it is.
     """
 
     width: int | None
@@ -39,6 +45,10 @@ class Width:
     agreement: bool
     singular_values: Float[np.ndarray, "k"]
     confident: bool
+    noise: float = 0.0
+    confidence: float = 1 - 1e-6
+    at_least: int = 0
+    reason: str = ""
 
 
 def hidden_width(
@@ -48,32 +58,46 @@ def hidden_width(
     drop: float = 10.0,
     rng: np.random.Generator | int | None = None,
     histories: Sequence[ArrayLike] | None = None,
+    confidence: float = 1 - 1e-6,
+    noise: float | None = None,
 ) -> Width:
     """Hidden width of the model behind `access`: the numerical rank of its centred logits.
 
-    The rank is where log σ_i falls most between neighbours, searched over the indices that leave half of
-    the histories spare: below the width, singular values of a trained network fall smoothly; past
-    it they fall to the rounding of the model's arithmetic at once. The same rule on two disjoint
-    halves of the histories must agree.
+    The rank w is where log σ_i falls most between neighbours: below the width, singular values of a
+    trained network fall smoothly; past it they fall to the rounding of the model's arithmetic at once. It
+    is accepted if what is left, E = L − L_w, is no larger than independent errors of its size: with
+    probability 1 − δ those have
+
+        ‖E‖₂ ≤ max_h ‖E_h·‖ + max_z ‖E_·z‖ + max |E| √(2 log 1/δ)
+
+    (leading terms of Bandeira, van Handel 2016, Theorem 1.1, and Gaussian concentration; the errors need
+    not be of one size). A missed direction of the network violates this unless it is itself that small.
+    The same rule on two disjoint halves of the histories must agree.
 
     Arguments:
         n: histories asked; None doubles from 64 until the estimate is confident or n ≥ 4 × vocabulary.
         length: tokens per history, drawn uniformly at random; ignored when `histories` are given.
         drop: smallest σ_width / σ_(width+1) that counts as a gap.
+        confidence: 1 − δ.
+        noise: root mean square error of one logit where it is known (`noise_floor.NoiseFloor.entry`): the
+            bound is then noise (√n + √A + √(2 log 1/δ)), and `at_least` is known without a gap too.
 
     With `TopLogitAccess` full logits are rebuilt first, see `logits_from_top`.
-    A width that reaches vocab_size − 1 is not visible: the answer is then `None`.
+    A width that reaches vocab_size − 1 is not visible: the answer is then `None`. Tokens that pad the
+    vocabulary beyond the tokenizer are answered like any other and do not change the rank.
     """
     as_number("drop", drop, 1.0)
+    as_number("confidence", confidence, 0.5, 1 - 1e-15)
+    rule = _Rule(drop, confidence, None if noise is None else as_number("noise", noise, 0.0))
     generator = as_generator(rng)
     if histories is not None:
-        return _width_of(_ask(access, histories), drop)
+        return _width_of(_ask(access, histories), rule)
     size = 64 if n is None else as_integer("n", n, 4)
     logits = np.empty((0, access.vocab_size))
     while True:
         shape = (size - len(logits), as_integer("length", length, 1))
         logits = np.concatenate([logits, _ask(access, generator.integers(access.vocab_size, size=shape))])
-        found = _width_of(logits, drop)
+        found = _width_of(logits, rule)
         if found.confident or n is not None or size >= 4 * access.vocab_size:
             return found
         size *= 2
@@ -149,14 +173,61 @@ def _ask(
     raise ParameterError(f"extraction needs LogitAccess or TopLogitAccess, got {type(access).__name__}")
 
 
-def _width_of(logits: Float[np.ndarray, "n vocab"], drop: float) -> Width:
-    halves = [_largest_drop(np.linalg.svd(part, compute_uv=False)) for part in (logits[::2], logits[1::2])]
-    sigma = np.linalg.svd(logits, compute_uv=False)
+@dataclass(frozen=True)
+class _Rule:
+    """Gap, confidence and known noise that decide about a width."""
+
+    drop: float
+    confidence: float
+    noise: float | None
+
+    @property
+    def deviation(self) -> float:
+        """√(2 log 1/δ)."""
+        return float(np.sqrt(-2 * np.log1p(-self.confidence)))
+
+    def bound(self, left: Float[np.ndarray, "n vocab"] | None, shape: tuple[int, ...]) -> float:
+        """Largest singular value of noise: of the known size, or of the size of what is left."""
+        if self.noise is not None:
+            return self.noise * (np.sqrt(shape[0]) + np.sqrt(shape[1]) + self.deviation)
+        if left is None:
+            return 0.0
+        rows, columns = (float(np.linalg.norm(left, axis=axis).max()) for axis in (1, 0))
+        return rows + columns + float(np.abs(left).max()) * self.deviation
+
+
+def _width_of(logits: Float[np.ndarray, "n vocab"], rule: _Rule) -> Width:
+    left_vectors, sigma, right = np.linalg.svd(logits, full_matrices=False)
     width, ratio = _largest_drop(sigma)
-    if width is None or ratio < drop:
-        return Width(None, ratio, False, sigma, False)
+    n, vocab = logits.shape
+    if width is None or ratio < rule.drop:
+        bound = rule.bound(None, logits.shape)
+        at_least = int((sigma > bound).sum()) if bound > 0 else 0
+        reason = (
+            f"no singular value falls by {rule.drop:g} to the next: the width is at least "
+            f"min(histories, vocab_size − 1) = {min(n, vocab - 1)}, or rounding hides it (ask in float32)"
+        )
+        return Width(None, ratio, False, sigma, False, bound, rule.confidence, at_least, reason)
+    left = logits - (left_vectors[:, :width] * sigma[:width]) @ right[:width]
+    bound = rule.bound(left, logits.shape)
+    halves = [_largest_drop(np.linalg.svd(part, compute_uv=False)) for part in (logits[::2], logits[1::2])]
     agreement = all(half == width for half, _ in halves)
-    return Width(width, ratio, agreement, sigma, agreement and len(logits) >= 2 * width)
+    reason = _doubt(sigma, width, bound, agreement, n)
+    at_least = min(width, int((sigma > bound).sum()))
+    return Width(width, ratio, agreement, sigma, not reason, bound, rule.confidence, at_least, reason)
+
+
+def _doubt(sigma: Float[np.ndarray, "k"], width: int, bound: float, agreement: bool, n: int) -> str:
+    """Why a width is not certain; empty if it is."""
+    if n < 2 * width:
+        return f"{n} histories for a width of {width}: ask at least {2 * width}"
+    if not agreement:
+        return "two halves of the histories give different widths: ask more histories"
+    if width < len(sigma) and sigma[width] > bound:
+        return "what is left after the gap is larger than independent rounding errors of its size would be"
+    if sigma[width - 1] <= bound:
+        return "the last direction before the gap is no larger than noise: ask in a wider precision"
+    return ""
 
 
 def _largest_drop(sigma: Float[np.ndarray, "k"]) -> tuple[int | None, float]:

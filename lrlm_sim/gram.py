@@ -56,6 +56,16 @@ class StreamedFactor(ABC):
     def left_singular(self) -> tuple[Float[np.ndarray, "n rank"], Float[np.ndarray, "rank"]]:
         """(U, σ): left singular vectors as columns, and singular values, descending."""
 
+    def leading(self, m: int) -> StreamedFactor:
+        """The factor of the first m rows of the columns seen so far: a copy of the leading m × m part.
+
+        (L Lᵀ)[:m, :m] = L[:m] L[:m]ᵀ, and L[:m] = (R[:m, :m])ᵀ Q[:, :m]ᵀ since R is upper triangular.
+        """
+        part = type(self)(as_integer("m", m, 1, self.n))
+        part.columns = self.columns
+        part._factor = self._factor[:m, :m].copy(order="F")
+        return part
+
     def _count(self, block: np.ndarray) -> np.ndarray:
         block = np.asarray(block)
         if block.ndim != 2 or len(block) != self.n:

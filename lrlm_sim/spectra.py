@@ -18,17 +18,14 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy.linalg import subspace_angles
 from scipy.linalg.blas import dtrmm  # pyright: ignore[reportAttributeAccessIssue]
-from scipy.special import log_softmax, logsumexp
 
 from lrlm_sim.gram import StreamedFactor, StreamedGram, StreamedTriangle, factor_of
+from lrlm_sim.low_rank import CELL_BLOCK, LowRankKL, Misspecification, approximations, low_rank_losses
 from oracles.checks import as_finite, as_integer
 from oracles.errors import ParameterError, ShapeError
 
 _SMALL_WORK = 2e9  # rows · columns · min(rows, columns) up to which "auto" affords "svd"
-_CELL_BLOCK = 1 << 17  # float64 numbers per block of approximations: their temporaries stay in cache
 _STATE_BLOCK = 1 << 20  # float64 numbers per block of hidden states
-_SERIES = 1e-3  # shifts of log-probabilities below which a KL is summed by its series
-_OVERFLOW = 500.0  # shifts above which it takes a logarithm of sums of exponentials
 _MIN_COLUMNS = 512  # narrower updates of a factor are bound by memory traffic
 _FACTORS: dict[str, type[StreamedFactor]] = {"gram": StreamedGram, "svd": StreamedTriangle}
 
@@ -39,23 +36,6 @@ class PowerLaw(NamedTuple):
     alpha: float
     log_c: float
     r2: float
-
-
-class LowRankKL(NamedTuple):
-    """Average KL, in nats per (history, future), of best rank-r approximations, and its upper bound."""
-
-    ranks: Int[np.ndarray, "ranks"]
-    kl: Float[np.ndarray, "ranks"]
-    bound: Float[np.ndarray, "ranks"]
-
-
-class Misspecification(NamedTuple):
-    """Distances to the best rank-r approximation, per cell (history, future); see `misspecification`."""
-
-    ranks: Int[np.ndarray, "ranks"]
-    mean_l1: Float[np.ndarray, "ranks"]
-    max: Float[np.ndarray, "ranks"]
-    frobenius: Float[np.ndarray, "ranks"]
 
 
 def unfold(L: ArrayLike, name: str = "L") -> Float[np.ndarray, "n_h columns"]:
@@ -111,7 +91,7 @@ def hidden_state_singular_values(
         unembedding: W, shape (vocab_size, width).
         method: as in `singular_values`.
     """
-    triangle = _centred_triangle(unembedding)
+    triangle = centred_triangle(unembedding)
     if isinstance(hidden, Iterator):
         return _streamed(_projected_blocks(hidden, triangle), method).singular_values()
     states = np.asarray(hidden)
@@ -121,7 +101,7 @@ def hidden_state_singular_values(
         blocks = _projected_blocks(iter([states]), triangle)
     else:  # more histories than columns: reduce on the columns, block by block of histories
         step = max(_MIN_COLUMNS, _STATE_BLOCK // (n_f * width))
-        parts = (_project(states[low : low + step], triangle) for low in range(0, n_h, step))
+        parts = (project_states(states[low : low + step], triangle) for low in range(0, n_h, step))
         blocks = (part.reshape(len(part), -1).T for part in parts)
     rows, columns = sorted((n_h, n_f * width))
     factor = _method(method, rows, columns)(rows)
@@ -164,16 +144,9 @@ def low_rank_kl(L: ArrayLike, ranks: Iterable[int]) -> LowRankKL:
         ranks: integers 0..min(n_h, n_f·k), in any order; results come in the same order.
     """
     array, wanted, order = _cells_and_ranks(L, ranks, need_tokens=True)
-    kl, squares = np.zeros(len(wanted)), np.zeros(len(wanted))
-    for exact, approximations in _approximated_blocks(array, wanted[order]):
-        log_p = log_softmax(exact, axis=-1).reshape(-1, exact.shape[2])
-        p = np.exp(log_p)
-        for place, approximate in zip(order, approximations, strict=True):
-            difference = approximate - exact
-            squares[place] += np.vdot(difference, difference)
-            kl[place] += _kl_of_shift(p, log_p, difference.reshape(p.shape)).sum()
-    cells = array.shape[0] * array.shape[1]
-    return LowRankKL(wanted, kl / cells, squares / cells)
+    found = low_rank_losses(_approximated_blocks(array, wanted[order]), wanted[order], l1=False)
+    back = np.argsort(order)
+    return LowRankKL(wanted, found.kl[back], np.square(found.frobenius[back]))
 
 
 def misspecification(L: ArrayLike, ranks: Iterable[int]) -> Misspecification:
@@ -184,15 +157,9 @@ def misspecification(L: ArrayLike, ranks: Iterable[int]) -> Misspecification:
     bounds on those of the best rank-r matrix in their own norm. A 2-D L counts as k = 1.
     """
     array, wanted, order = _cells_and_ranks(L, ranks, need_tokens=False)
-    sums, squares, largest = np.zeros((3, len(wanted)))
-    for exact, approximations in _approximated_blocks(array, wanted[order]):
-        for place, approximate in zip(order, approximations, strict=True):
-            difference = np.abs(approximate - exact)
-            sums[place] += difference.sum()
-            squares[place] += np.vdot(difference, difference)
-            largest[place] = max(largest[place], difference.max())
-    cells = array.shape[0] * array.shape[1]
-    return Misspecification(wanted, sums / cells, largest, np.sqrt(squares / cells))
+    found = low_rank_losses(_approximated_blocks(array, wanted[order]), wanted[order], kl=False)
+    back = np.argsort(order)
+    return Misspecification(wanted, found.mean_l1[back], found.max[back], found.frobenius[back])
 
 
 def principal_angles(L1: ArrayLike, L2: ArrayLike, rank: int) -> Float[np.ndarray, "rank"]:
@@ -229,7 +196,7 @@ def _streamed(blocks: Iterator[np.ndarray], method: str) -> StreamedFactor:
     return factor
 
 
-def _centred_triangle(unembedding: ArrayLike) -> Float[np.ndarray, "width width"]:
+def centred_triangle(unembedding: ArrayLike) -> Float[np.ndarray, "width width"]:
     """R of W_c = QR, in blocks of rows: the unembedding is never copied whole."""
     if np.ndim(unembedding) != 2:
         raise ShapeError("unembedding", "(vocab_size, width)", "2 axes", np.shape(unembedding))
@@ -258,12 +225,13 @@ def _projected_blocks(
         _check_hidden(states, width)
         step = max(1, -(-_MIN_COLUMNS // width), _STATE_BLOCK // (len(states) * width))
         for low in range(0, states.shape[1], step):
-            yield _project(states[:, low : low + step], triangle)
+            yield project_states(states[:, low : low + step], triangle)
 
 
-def _project(
+def project_states(
     states: np.ndarray, triangle: Float[np.ndarray, "width width"]
 ) -> Float[np.ndarray, "n_h part width"]:
+    """X Rᵀ, float64: the logits W_c X up to a rotation of the token axis."""
     rows = np.array(states, dtype=np.float64, order="C")  # a copy: dtrmm overwrites it
     columns = rows.reshape(-1, len(triangle)).T
     return dtrmm(1.0, triangle, columns, overwrite_b=1).T.reshape(rows.shape)
@@ -294,56 +262,11 @@ def _approximated_blocks(
     matrix = array.reshape(n_h, -1)
     by_futures = n_h <= n_f * k
     basis, _ = factor_of(matrix if by_futures else matrix.T, StreamedTriangle).left_singular()
-    step = max(1, _CELL_BLOCK // (n_h * k if by_futures else n_f * k))
+    step = max(1, CELL_BLOCK // (n_h * k if by_futures else n_f * k))
     for low in range(0, n_f if by_futures else n_h, step):
         part = array[:, low : low + step] if by_futures else array[low : low + step]
         exact = np.array(part, dtype=np.float64, order="C")
-        yield exact, _approximations(exact, basis, ranks, by_futures)
-
-
-def _approximations(
-    exact: Float[np.ndarray, "a b k"],
-    basis: Float[np.ndarray, "n rank"],
-    ranks: Int[np.ndarray, "ranks"],
-    by_futures: bool,
-) -> Iterator[Float[np.ndarray, "a b k"]]:
-    flat = exact.reshape(len(exact), -1)
-    total, done = np.zeros_like(flat), 0
-    for rank in ranks:
-        part = basis[:, done:rank]
-        total += part @ (part.T @ flat) if by_futures else (flat @ part) @ part.T
-        done = rank
-        yield total.reshape(exact.shape)
-
-
-def _kl_of_shift(
-    p: Float[np.ndarray, "cells k"], log_p: Float[np.ndarray, "cells k"], shift: Float[np.ndarray, "cells k"]
-) -> Float[np.ndarray, "cells"]:
-    """KL(p ‖ q) for q ∝ p·exp(shift), to 1e-9 relative or 1e-15 absolute.
-
-    With s = shift − Σ p·shift the divergence is log Σ p e^s. Since Σ p s = 0, cells with small s sum
-    p·(e^s − 1 − s) by its series, which does not cancel.
-    """
-    s = shift - np.einsum("nk,nk->n", p, shift)[:, None]
-    high = s.max(axis=1)
-    near = np.maximum(high, -s.min(axis=1)) < _SERIES
-    if near.all():
-        return _kl_by_series(p, s)
-    kl = np.empty(len(s))
-    kl[near] = _kl_by_series(p[near], s[near])
-    far = high > _OVERFLOW
-    kl[far] = logsumexp(log_p[far] + s[far], axis=1)
-    rest = ~near & ~far
-    p, s = (p, s) if rest.all() else (p[rest], s[rest])
-    kl[rest] = np.log(np.einsum("nk,nk->n", p, np.exp(s)))
-    return np.maximum(kl, 0.0)
-
-
-def _kl_by_series(
-    p: Float[np.ndarray, "cells k"], s: Float[np.ndarray, "cells k"]
-) -> Float[np.ndarray, "cells"]:
-    excess = s * s * (1 / 2 + s * (1 / 6 + s / 24))
-    return np.log1p(np.einsum("nk,nk->n", p, excess))
+        yield exact, approximations(exact, basis, ranks, by_futures)
 
 
 def _left_space(name: str, matrix: np.ndarray, rank: int) -> Float[np.ndarray, "n_h rank"]:

@@ -17,10 +17,14 @@ from lrlm_sim.cli.console import Screen
 from lrlm_sim.cli.demo import run_demo
 from lrlm_sim.cli.doctor import run_doctor
 from lrlm_sim.cli.learn import run_learn
+from lrlm_sim.cli.lingen import Options as LinGenOptions
 from lrlm_sim.cli.lingen import run_lingen
+from lrlm_sim.cli.sources import Source
+from lrlm_sim.cli.spectrum import Options as SpectrumOptions
 from lrlm_sim.cli.spectrum import run_spectrum
 from lrlm_sim.cli.study import run_list, run_report, run_study
 from lrlm_sim.cli.verify import run_verify
+from lrlm_sim.logit_stream import KeptTokens
 from oracles.errors import (
     FormatError,
     HorizonError,
@@ -29,9 +33,18 @@ from oracles.errors import (
     ParameterError,
     SpecError,
     TokenError,
+    TooLargeError,
 )
 
-_BAD_USAGE = (SpecError, ParameterError, FormatError, HorizonError, TokenError, MissingDependencyError)
+_BAD_USAGE = (
+    SpecError,
+    ParameterError,
+    FormatError,
+    HorizonError,
+    TokenError,
+    MissingDependencyError,
+    TooLargeError,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -50,6 +63,10 @@ Out = Annotated[Path | None, typer.Option(help="Run folder (default: runs/COMMAN
 OracleSpec = Annotated[
     str, typer.Argument(help="hmm:n_states=4,… | isan:… | parity:… | hf:PATH | PATH.safetensors | bundled")
 ]
+Texts = Annotated[list[Path] | None, typer.Option(help="Text or source files, or folders of them.")]
+Dataset = Annotated[str | None, typer.Option(help="Hugging Face dataset, OWNER/NAME or OWNER/NAME:CONFIG.")]
+Precision = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64 (hf: models).")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, … (hf: models).")]
 Confidence = Annotated[float, typer.Option(help="Confidence of intervals.", min=0.5, max=1 - 1e-9)]
 
 
@@ -96,31 +113,62 @@ def certify(
 @app.command()
 def spectrum(
     oracle: OracleSpec,
-    text: Annotated[
-        list[Path] | None, typer.Option(help="Text files or folders (default: the oracle's own samples).")
-    ] = None,
+    text: Texts = None,
+    dataset: Dataset = None,
+    samples: Annotated[
+        bool, typer.Option(help="Strings drawn from the model (the default without text).")
+    ] = False,
     n: Annotated[int, typer.Option(help="Histories and futures.", min=2)] = 200,
     history_length: Annotated[int, typer.Option(help="Tokens per history.", min=1)] = 16,
     future_length: Annotated[int, typer.Option(help="Tokens per future.", min=1)] = 16,
-    tokens: Annotated[int | None, typer.Option(help="Most likely tokens kept per future.", min=1)] = 50,
+    mixed: Annotated[bool, typer.Option(help="Futures of random lengths 1..future-length.")] = False,
+    nonsense: Annotated[bool, typer.Option(help="Also futures with their tokens permuted.")] = False,
+    tokens: Annotated[str, typer.Option(help="Columns per future: likely, random or all tokens.")] = "likely",
+    k: Annotated[int, typer.Option(help="Number of likely or random tokens.", min=1)] = 50,
+    compare: Annotated[str | None, typer.Option(help="Another model with the same tokenizer.")] = None,
+    single_token: Annotated[bool, typer.Option(help="Also the single-token matrix.")] = False,
+    memory: Annotated[str, typer.Option(help="Memory limit beside the model, such as 2GB.")] = "2GB",
     first: Annotated[int, typer.Option(help="First index of the power-law fit.", min=1)] = 5,
-    last: Annotated[int | None, typer.Option(help="Last index of the fit (default n/2).", min=2)] = None,
+    last: Annotated[
+        int | None, typer.Option(help="Last index of the fit (default n/2, or the noise floor).", min=2)
+    ] = None,
+    dtype: Precision = None,
+    device: Device = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with a stopped run in this folder (same options as it had).")
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Singular values of the extended logit matrix, their power law, and KL against rank."""
-    lengths = (history_length, future_length)
-    raise typer.Exit(
-        run_spectrum(Screen(as_json), oracle, text or [], n, lengths, tokens, (first, last), seed, out)
+    """Singular values of the extended logit matrix, their power law, KL against rank, history spaces."""
+    if samples and (text or dataset):
+        raise ParameterError("--samples draws strings from the model: leave --text and --dataset out")
+    options = SpectrumOptions(
+        Source(tuple(text or ()), dataset),
+        n,
+        (history_length, future_length),
+        KeptTokens(tokens, k, seed),  # type: ignore[arg-type]
+        mixed,
+        nonsense,
+        compare,
+        single_token,
+        memory,
+        first,
+        last,
+        dtype,
+        device,
     )
+    raise typer.Exit(run_spectrum(Screen(as_json), oracle, options, seed, out, resume))
 
 
 @app.command()
 def lingen(
     oracle: OracleSpec,
-    text: Annotated[
-        list[Path] | None, typer.Option(help="Text files or folders (default: the oracle's own samples).")
+    text: Texts = None,
+    dataset: Dataset = None,
+    target_text: Annotated[
+        list[Path] | None, typer.Option(help="Other text for the targets: out of distribution.")
     ] = None,
     helpers: Annotated[int, typer.Option(help="Helper prompts.", min=1)] = 100,
     futures: Annotated[int, typer.Option(help="Futures the weights are fitted on.", min=1)] = 100,
@@ -129,16 +177,40 @@ def lingen(
     future_length: Annotated[int, typer.Option(help="Longest future.", min=1)] = 15,
     steps: Annotated[int, typer.Option(help="Tokens generated.", min=1)] = 15,
     repeats: Annotated[int, typer.Option(help="Continuations per target.", min=1)] = 4,
+    short: Annotated[int, typer.Option(help="Tokens of the short-history baseline.", min=1)] = 5,
+    spanner: Annotated[
+        int | None, typer.Option(help="Also so many helpers, by a spanner and at random.", min=1)
+    ] = None,
+    nonsense: Annotated[bool, typer.Option(help="Also helpers and futures of permuted tokens.")] = False,
+    transfer_from: Annotated[
+        str | None, typer.Option(help="Also weights fitted on this model (same tokenizer).")
+    ] = None,
+    earlier: Annotated[str | None, typer.Option(help="Also this checkpoint in place of the model.")] = None,
+    dtype: Precision = None,
+    device: Device = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
     """Continue prompts by linear combinations of other prompts' logits, with KL to the truth."""
-    lengths = (history_length, future_length)
-    sizes = (helpers, futures, targets)
-    raise typer.Exit(
-        run_lingen(Screen(as_json), oracle, text or [], *sizes, lengths, steps, repeats, seed, out)
+    options = LinGenOptions(
+        Source(tuple(text or ()), dataset),
+        Source(tuple(target_text or ())),
+        helpers,
+        futures,
+        targets,
+        (history_length, future_length),
+        steps,
+        repeats,
+        min(short, history_length),
+        spanner,
+        nonsense,
+        transfer_from,
+        earlier,
+        dtype,
+        device,
     )
+    raise typer.Exit(run_lingen(Screen(as_json), oracle, options, seed, out))
 
 
 @app.command()

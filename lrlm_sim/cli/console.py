@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -46,6 +47,13 @@ class Screen:
             return
         with self._err.status(text):
             yield
+
+    @contextmanager
+    def progress(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar that the given function moves forward, where there is a terminal to show it on."""
+        with Progress(console=self._err, disable=self._json or not self._err.is_terminal) as bar:
+            task = bar.add_task(text, total=total)
+            yield lambda count: bar.advance(task, count)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Print the result as one JSON object if that was asked for."""

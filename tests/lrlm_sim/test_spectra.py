@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrlm_sim import spectra
+from lrlm_sim import low_rank, spectra
 from lrlm_sim.gram import StreamedGram, StreamedTriangle
 from oracles.errors import NonFiniteError, ParameterError, ShapeError
 
@@ -246,7 +246,7 @@ def test_low_rank_blocks_do_not_change_results(monkeypatch):
         L = np.random.default_rng(8).standard_normal(shape).astype(np.float32)
         whole = (*spectra.low_rank_kl(L, range(7)), *spectra.misspecification(L, range(7)))
         with monkeypatch.context() as patch:
-            patch.setattr(spectra, "_CELL_BLOCK", 50)
+            patch.setattr(spectra, "CELL_BLOCK", 50)
             parts = (*spectra.low_rank_kl(L, range(7)), *spectra.misspecification(L, range(7)))
         for a, b in zip(whole, parts, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
@@ -258,7 +258,7 @@ def test_small_kl_keeps_its_digits(exponent, seed):
     rng = np.random.default_rng(seed)
     p = rng.dirichlet(np.ones(5), 3)
     shift = 10.0**exponent * rng.standard_normal((3, 5))
-    kl = spectra._kl_of_shift(p, np.log(p), shift)
+    kl = low_rank.kl_of_shift(p, np.log(p), shift)
     wide = shift.astype(np.longdouble)
     s = wide - (p * wide).sum(axis=1, keepdims=True) / p.sum(axis=1, keepdims=True, dtype=np.longdouble)
     expected = np.log1p((p * (np.expm1(s) - s)).sum(axis=1))

@@ -11,7 +11,8 @@ pytest.importorskip("torch")  # extra "hf"
 pytest.importorskip("transformers")
 
 from lrlm_sim.cli.console import Screen
-from lrlm_sim.cli.lingen import run_lingen
+from lrlm_sim.cli.lingen import Options, run_lingen
+from lrlm_sim.cli.sources import Source
 from lrlm_sim.lingen import LinGen
 from oracles.errors import HorizonError, ParameterError
 from studies.models import FINAL_STEP, centred_unembedding, checkpoint, checkpoint_folders, permuted
@@ -83,7 +84,10 @@ def test_laws_from_the_grid_are_those_of_the_lingen_oracle(model):
 def test_lingen_command_reports_every_variant(tmp_path, capsys):
     """A teacher of logit rank ≤ 4: weights fitted on mixed futures continue it, uniform weights do not."""
     spec = "isan:width=4,vocab_size=5,horizon=12,seed=1"
-    assert run_lingen(Screen(True), spec, [], 30, 40, 3, (4, 4), 5, 2, 0, tmp_path) == 0
+    assert (
+        run_lingen(Screen(True), spec, Options(Source(), Source(), 30, 40, 3, (4, 4), 5, 2, 4), 0, tmp_path)
+        == 0
+    )
     manifest = json.loads(capsys.readouterr().out)
     kl = {name: values[0] for name, values in manifest["cumulative_kl"].items()}
     assert kl["mixed futures"] < 1e-6 < kl["uniform weights"]
@@ -94,6 +98,6 @@ def test_lingen_command_reports_every_variant(tmp_path, capsys):
 def test_lingen_command_refuses_what_does_not_fit(tmp_path):
     spec = "isan:width=2,vocab_size=3,horizon=6,seed=1"
     with pytest.raises(HorizonError, match="shorter lengths"):
-        run_lingen(Screen(True), spec, [], 4, 4, 1, (4, 4), 2, 1, 0, tmp_path)
+        run_lingen(Screen(True), spec, Options(Source(), Source(), 4, 4, 1, (4, 4), 2, 1, 4), 0, tmp_path)
     with pytest.raises(ParameterError, match="the text has"):
-        run_lingen(Screen(True), spec, [], 90, 4, 1, (2, 2), 2, 1, 0, tmp_path)
+        run_lingen(Screen(True), spec, Options(Source(), Source(), 90, 4, 1, (2, 2), 2, 1, 2), 0, tmp_path)
