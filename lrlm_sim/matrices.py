@@ -16,8 +16,16 @@ from numpy.typing import ArrayLike
 
 from lrlm_sim.spectra import singular_values
 from oracles.base import LinearForm, Oracle
-from oracles.checks import as_integer, as_number, as_strings, as_tokens, check_length, check_log_probs
-from oracles.errors import HorizonError, ParameterError, ShapeError, TooLargeError, ZeroProbabilityError
+from oracles.checks import (
+    as_integer,
+    as_number,
+    as_strings,
+    as_tokens,
+    centred_logits,
+    check_length,
+    check_log_probs,
+)
+from oracles.errors import HorizonError, ParameterError, ShapeError, TooLargeError
 
 #: Most conditional probabilities an exact enumeration computes, Σ_t A^(t+1): 128 MiB of them.
 MAX_ENTRIES = 1 << 24
@@ -129,10 +137,10 @@ def extended_logits(
     kept = None if tokens is None else _as_kept(tokens, len(tails), oracle.vocab_size)
     out = np.empty((len(heads), len(tails), oracle.vocab_size if kept is None else kept.shape[1]), dtype)
     for rows, columns in _blocks(len(heads), len(tails), oracle.vocab_size):
-        logits = _centre(oracle.extended_log_probs(heads[rows], tails[columns]))
-        if kept is not None:
-            logits = np.take_along_axis(logits, kept[None, columns], axis=2)
-        out[rows, columns] = logits
+        if kept is None:
+            out[rows, columns] = centred_logits(oracle.extended_log_probs(heads[rows], tails[columns]))
+        else:
+            out[rows, columns] = oracle.kept_logits(heads[rows], tails[columns], kept[columns])
     return out
 
 
@@ -140,7 +148,7 @@ def single_token_logits(
     oracle: Oracle, histories: Sequence[ArrayLike] | np.ndarray
 ) -> Float[np.ndarray, "n_h A"]:
     """Centred next-token logits L(z | h), shape (n_h, A): rank ≤ the hidden width of a network."""
-    return _centre(oracle.next_log_probs(histories))
+    return centred_logits(oracle.next_log_probs(histories))
 
 
 def sequence_logit_matrix(
@@ -278,7 +286,7 @@ def _probability_cuts(levels: list[np.ndarray], tolerance: float, cuts: Sequence
 
 def _logit_cuts(levels: list[np.ndarray], tolerance: float, cuts: Sequence[int]) -> tuple[CutRank, ...]:
     scale = max(float(np.abs(level).max()) for level in levels)
-    centred = [_centre(level) for level in levels]
+    centred = [centred_logits(level) for level in levels]
     found = []
     for t in cuts:
         rows = len(centred[t])
@@ -327,16 +335,6 @@ def _linear_cuts(form: LinearForm, tolerance: float) -> tuple[CutRank, ...]:
 def _triangle(rows: Float[np.ndarray, "rows S"]) -> Float[np.ndarray, "small S"]:
     factor = np.linalg.qr(rows, mode="r")
     return factor / np.abs(factor).max()
-
-
-def _centre(log_probs: Float[np.ndarray, "*cells A"]) -> Float[np.ndarray, "*cells A"]:
-    """Logits minus their mean over tokens; the argument is left alone."""
-    if np.isneginf(log_probs).any():
-        raise ZeroProbabilityError(
-            "a next token has probability zero, its logit is −∞: smooth the teacher first, "
-            "e.g. (1−τ)·P + τ·uniform, or use probability matrices"
-        )
-    return log_probs - log_probs.mean(axis=-1, keepdims=True)
 
 
 def _as_kept(tokens: ArrayLike, n_f: int, vocab: int) -> Int[np.ndarray, "n_f k"]:

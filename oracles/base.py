@@ -27,7 +27,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from oracles.checks import as_generator, as_integer, as_strings, as_tokens, check_length, check_log_probs
+from oracles.checks import (
+    as_generator,
+    as_integer,
+    as_strings,
+    as_tokens,
+    centred_logits,
+    check_length,
+    check_log_probs,
+)
 from oracles.errors import HorizonError
 from oracles.prefix_tree import Level, group_by_length, prefix_tree
 
@@ -150,6 +158,19 @@ class Oracle(ABC):
                 for ends, laws in self._laws_after(state, levels, len(block)):
                     out[np.ix_(block, ends)] = laws
         return out
+
+    def kept_logits(
+        self,
+        histories: Sequence[ArrayLike] | np.ndarray,
+        futures: Sequence[ArrayLike] | np.ndarray,
+        tokens: Int[np.ndarray, "n_f k"],
+    ) -> Float[np.ndarray, "n_h n_f k"]:
+        """Centred logits after every h∘f of the tokens kept for each future; the mean is over all A tokens.
+
+        Raises ZeroProbabilityError where any token has probability zero.
+        """
+        logits = centred_logits(self.extended_log_probs(histories, futures))
+        return np.take_along_axis(logits, np.asarray(tokens)[None], axis=2)
 
     def condition(self, history: ArrayLike) -> Oracle:
         """The law of continuations P(· | history) as an oracle with the horizon that is left."""

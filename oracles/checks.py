@@ -15,6 +15,7 @@ from oracles.errors import (
     ProbabilityError,
     ShapeError,
     TokenError,
+    ZeroProbabilityError,
 )
 
 #: Largest |Σp − 1| accepted in a probability vector given by a user.
@@ -165,3 +166,16 @@ def check_length(length: int, horizon: int | None) -> None:
         raise HorizonError(
             f"strings have at most horizon = {horizon} tokens, got {length}: shorten the string"
         )
+
+
+def centred_logits(log_probs: Float[np.ndarray, "*cells A"]) -> Float[np.ndarray, "*cells A"]:
+    """Log-probabilities minus their mean over tokens; the argument is left alone.
+
+    Raises ZeroProbabilityError where a token has probability zero (its logit is −∞).
+    """
+    if np.isneginf(log_probs).any():
+        raise ZeroProbabilityError(
+            "a next token has probability zero, its logit is −∞: smooth the teacher first, "
+            "e.g. (1−τ)·P + τ·uniform, or use probability matrices"
+        )
+    return log_probs - log_probs.mean(axis=-1, keepdims=True)

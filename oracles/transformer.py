@@ -328,6 +328,39 @@ class TransformerOracle(Oracle):
         self._read_grid(heads, tails, store, logits=False)
         return out
 
+    def kept_logits(
+        self,
+        histories: Sequence[ArrayLike] | np.ndarray,
+        futures: Sequence[ArrayLike] | np.ndarray,
+        tokens: Int[np.ndarray, "n_f k"],
+    ) -> Float[np.ndarray, "n_h n_f k"]:
+        """Final hidden states times the kept columns of the unembedding, minus its mean row, on the device.
+
+        n_h·n_f·k·width products in place of n_h·n_f·vocab_size·width; the usual way where the output
+        layer is not linear.
+        """
+        head, scale = self.network.head, self.network.abilities.scale
+        if head is None or scale is None:
+            return super().kept_logits(histories, futures, tokens)
+        heads = as_strings("histories", histories, self.vocab_size)
+        tails = as_strings("futures", futures, self.vocab_size)
+        kept = as_tokens("tokens", tokens, self.vocab_size, 2)
+        out = np.empty((len(heads), len(tails), kept.shape[1]))
+        weights = {reader.network.device: reader.network.unembedding() for reader in self._readers}
+
+        def store(h: np.ndarray, f: np.ndarray, reading: Reading) -> None:
+            weight, mean = weights[reading.hidden.device]
+            hidden = reading.hidden.float()
+            columns = weight[torch.from_numpy(kept[f]).to(weight.device)].float()
+            logits = torch.bmm(columns, hidden[:, :, None])[:, :, 0] - (hidden @ mean)[:, None]
+            values = scale * self._float64(logits).cpu().numpy()
+            if np.isnan(values).any():
+                raise non_finite(self.model.dtype)
+            out[h, f] = values
+
+        self._read_grid(heads, tails, store, logits=False)
+        return out
+
     def unembedding(self) -> Float[np.ndarray, "vocab width"] | None:
         """W, float64 (vocab_size, width), where logits = final hidden state · Wᵀ; None where they are not.
 

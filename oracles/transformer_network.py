@@ -187,6 +187,12 @@ class CachedNetwork:
         assert self.head is not None, "models without a linear output layer are not packed"
         return Reading(self.head(hidden) if logits else hidden[:, :0], hidden, None)
 
+    def unembedding(self) -> tuple[Float[Tensor, "vocab width"], Float[Tensor, "width"]]:
+        """Weights of the linear output layer, and the mean of their rows in float32."""
+        assert self.head is not None, "asked only of models with a linear output layer"
+        weight = self.head.weight.detach()
+        return weight, weight.mean(dim=0, dtype=torch.float32)
+
     def _agrees(self, decoder: PackedDecoder) -> bool:
         """Whether a packed decoder reproduces the plain pass, from scratch and after a cache."""
         tokens = self._probe_tokens()

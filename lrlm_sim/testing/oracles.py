@@ -160,6 +160,23 @@ def law_extended(probe: Probe) -> float:
     return probe.same_laws(inputs, expected[possible], answer.reshape(expected.shape)[possible])
 
 
+def law_kept_logits(probe: Probe) -> float:
+    """kept_logits[h, f, j] = L(tokens[f, j] | h∘f), the mean taken over all tokens."""
+    oracle, strings, last = probe.oracle, probe.strings, probe.length - 1
+    head, count = last // 2, min(3, probe.n)
+    histories = [strings[i, : max(0, head - i)].tolist() for i in range(count)]
+    futures = [strings[i, head : head + i].tolist() for i in range(count) if head + i <= last]
+    laws = oracle.extended_log_probs(histories, futures)
+    if np.isneginf(laws).any():
+        return 0.0  # a token of probability zero has no logit
+    tokens = (np.arange(2) + np.arange(len(futures))[:, None]) % oracle.vocab_size
+    inputs = f"kept_logits(histories={histories}, futures={futures}, tokens={tokens.tolist()})"
+    answer = oracle.kept_logits(histories, futures, tokens)
+    probe.array("kept_logits", answer, (len(histories), len(futures), 2), np.float64, inputs)
+    expected = np.take_along_axis(laws - laws.mean(axis=2, keepdims=True), tokens[None], axis=2)
+    return probe.same_scores(inputs, expected, answer)
+
+
 def law_condition(probe: Probe) -> float:
     """condition(h): the horizon that is left, and the continuations' laws and scores."""
     oracle, strings = probe.oracle, probe.strings
@@ -333,6 +350,7 @@ LAWS: tuple[Law[Probe], ...] = (
     Law("score", "score is the sum of log_probs along the string", law_score),
     Law("next_log_probs", "next_log_probs is log_probs after each history", law_next_log_probs),
     Law("extended_log_probs", "extended_log_probs[h, f] equals next_log_probs(h∘f)", law_extended),
+    Law("kept_logits", "kept_logits are the centred logits of the tokens kept", law_kept_logits),
     Law("condition", "condition(h) is the continuation law after h", law_condition),
     Law("impossible", "strings of probability zero score −inf, valid laws follow them", law_impossible),
     Law("empty", "empty batches and strings give empty answers", law_empty),
