@@ -10,19 +10,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from typing import Literal
 
 import numpy as np
 
 from lrlm_sim.learners import ConditionalQueryLearner
 from lrlm_sim.spanner_model import SpannerModel
-from oracles import ConditionalSampleAccess, HiddenMarkovModel, Oracle
+from oracles import ConditionalSampleAccess, HiddenMarkovModel
 from oracles.recurrent import RecurrentOracle
 
 #: (vocab size, horizon, route)
-TEACHERS = ((4, 6, "tree"), (8, 5, "tree"), (4, 20, "spanner"))
+TEACHERS: tuple[tuple[int, int, Literal["tree", "spanner"]], ...] = (
+    (4, 6, "tree"),
+    (8, 5, "tree"),
+    (4, 20, "spanner"),
+)
 
 
-def seconds(oracle: Oracle, strings: int, repeats: int) -> float:
+def seconds(oracle: RecurrentOracle, strings: int, repeats: int) -> float:
     """Least CPU time of sampling by the generic loop."""
     times = []
     for seed in range(repeats):

@@ -45,7 +45,7 @@ def test_hidden_markov_models_at_few_tokens(concentration: float, tokens: int):
 
 def test_draws_follow_the_probability_of_the_prefix():
     """Early and likely laws of futures get more draws than late, unlikely ones; none gets fewer than two."""
-    teacher = HiddenMarkovModel([1.0], [[1.0]], [[0.9, 0.1]], 5)
+    teacher = HiddenMarkovModel(np.ones(1), np.ones((1, 1)), np.array([[0.9, 0.1]]), 5)
     access = ConditionalSampleAccess(teacher, seed=0)
     laws = PrefixLaws(access, 100, 0.0, share=0.5)
     futures = np.indices((2,) * 4).reshape(4, -1).T
