@@ -94,10 +94,10 @@ class NormalEquations(NewtonSystem):
         normal[self._lower] = np.matmul(
             self._pairs, weights, out=self._space("pairs", len(self._pairs), size)
         )
-        self._factor = cholesky_in_place(normal, self._space("scratch", k, k, size))
+        self._factor = cholesky_in_place(normal, self._space("scratch", k, size))
 
     def solve(self, h: Float[np.ndarray, "M batch"]) -> Float[np.ndarray, "k batch"]:
-        x = self.transpose @ h
+        x = self.transpose[:, : len(h)] @ h
         np.negative(x, out=x)
         return cholesky_solve_in_place(self._factor, x)
 
@@ -118,7 +118,9 @@ class OrthogonalFactors(NewtonSystem):
     def solve(self, h: Float[np.ndarray, "M batch"]) -> Float[np.ndarray, "k batch"]:
         x = np.empty((self.matrix.shape[1], h.shape[1]))
         for b, (order, (q, r, pivots)) in enumerate(zip(self._orders, self._factors, strict=True)):
-            right = -q.T @ (h[:, b] / self._roots[b])[order]
+            pull = np.zeros(len(order))
+            pull[: len(h)] = h[:, b] / self._roots[b, : len(h)]
+            right = -q.T @ pull[order]
             diagonal = np.abs(np.diag(r))
             rank = int((diagonal > _PIVOT_NOISE**2 * diagonal[0]).sum())
             x[pivots[rank:], b] = 0.0
@@ -129,22 +131,22 @@ class OrthogonalFactors(NewtonSystem):
 
 
 def cholesky_in_place(
-    matrices: Float[np.ndarray, "k k batch"], scratch: Float[np.ndarray, "k k batch"]
+    matrices: Float[np.ndarray, "k k batch"], scratch: Float[np.ndarray, "k batch"]
 ) -> Float[np.ndarray, "k k batch"]:
     """Lower Cholesky factors of a batch (batch axis last), in place, with *inverted* diagonals.
 
-    Only the lower triangle is read and meant; the upper one is overwritten. A pivot that is noise is
-    replaced by 1e128, which removes its direction from the solution: semidefinite matrices are fine.
+    Only the lower triangle is read and meant. A pivot that is noise is replaced by 1e128, which removes its
+    direction from the solution: semidefinite matrices are fine. (Column by column, each from all columns to
+    its left: the triangle is written once.)
     """
     k = len(matrices)
     noise = matrices[np.arange(k), np.arange(k)] * _PIVOT_NOISE
     for j in range(k):
-        pivots = matrices[j, j]
-        inverse = 1 / np.sqrt(np.where(pivots > noise[j], pivots, _DROPPED_PIVOT))
-        matrices[j, j] = inverse
-        column = matrices[j + 1 :, j]
-        column *= inverse
-        matrices[j + 1 :, j + 1 :] -= np.multiply(column[:, None], column, out=scratch[j + 1 :, j + 1 :])
+        column = matrices[j:, j]
+        if j:
+            column -= np.einsum("rib,ib->rb", matrices[j:, :j], matrices[j, :j], out=scratch[j:])
+        column[0] = 1 / np.sqrt(np.where(column[0] > noise[j], column[0], _DROPPED_PIVOT))
+        column[1:] *= column[0]
     return matrices
 
 
@@ -154,9 +156,11 @@ def cholesky_solve_in_place(
     """Solve LLᵀ x = b for a batch, b given in `x`, with factors from `cholesky_in_place`."""
     k = len(x)
     for j in range(k):
+        if j:
+            x[j] -= np.einsum("ib,ib->b", factors[j, :j], x[:j])
         x[j] *= factors[j, j]
-        x[j + 1 :] -= factors[j + 1 :, j] * x[j]
     for j in range(k - 1, -1, -1):
+        if j + 1 < k:
+            x[j] -= np.einsum("ib,ib->b", factors[j + 1 :, j], x[j + 1 :])
         x[j] *= factors[j, j]
-        x[:j] -= factors[j, :j] * x[j]
     return x

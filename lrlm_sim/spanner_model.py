@@ -154,10 +154,13 @@ class SpannerModel(RecurrentOracle):
         outside = (values < self._thresholds[position]).any(axis=1) | (np.abs(rows) > self.box).any(axis=1)
         if not outside.any():
             return rows
-        rows = rows.copy()
-        rows[outside] = _project(
-            cast(PostProcess, self.postprocess), sketch, values[outside], self.box, self.floor
+        # Equal histories have equal rows: each is projected once.
+        _, first, where = np.unique(rows[outside], axis=0, return_index=True, return_inverse=True)
+        projected = _project(
+            cast(PostProcess, self.postprocess), sketch, values[outside][first], self.box, self.floor
         )
+        rows = rows.copy()
+        rows[outside] = projected[where.ravel()]
         return rows
 
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         baselines = {
             "spectral": SpectralHMM(2, samples=strings),
             "4-gram": NGramLearner(4, samples=strings),
-            "Baum–Welch, 4 states": BaumWelch(4, samples=min(strings, 4000), restarts=2, iterations=20),
+            "Baum–Welch, 4 states": BaumWelch(4, samples=strings, restarts=2, iterations=60),
         }
         for name, learner in baselines.items():
             result = learner.fit(SampleAccess(teacher, seed=n), rng=n)

@@ -1,7 +1,8 @@
 """Sufficient sample sizes for the conditional-query learner, derived in docs/derivations.md.
 
-The constants are explicit and proved for the sampler *without* projection, whose error bound grows with the
-horizon like (S·C)^T: they are sizes to run tiny instances with and to compare with, not advice.
+The constants are explicit. `conditional_constants`, what the theory preset runs, is proved for the sampler
+*without* projection, whose error bound grows with the horizon like (S·C)^T. `projected_constants` is proved
+for the KL-projected sampler on enumerated futures: no power of S, but of A. To compare with, not advice.
 """
 
 from __future__ import annotations
@@ -106,6 +107,73 @@ def _sizes(rank: int, vocab_size: int, horizon: int, epsilon: float, delta: floa
     return ConditionalConstants(
         zeta, gamma, samples, futures, _ENUMERATED, pool, _BOUND, prefixes, samples * prefixes
     )
+
+
+@dataclass(frozen=True)
+class ProjectedConstants:
+    """Sizes for which the KL-projected sampler with a uniform row has TV ≤ epsilon (docs/derivations.md).
+
+    Attributes:
+        theta: floor of every coordinate, in units of the uniform law's.
+        zeta: ℓ1 accuracy of P̂(· | h) at all histories at once.
+        divergence: what is then proved of KL(P̂ ‖ sampler).
+        samples: next-token samples of every prefix.
+    """
+
+    theta: float
+    zeta: float
+    divergence: float
+    samples: int
+
+
+def projected_constants(
+    rank: int, vocab_size: int, horizon: int, epsilon: float, delta: float
+) -> ProjectedConstants:
+    """The θ, among powers of 2^(1/4), that needs the fewest samples; all A^T futures are enumerated.
+
+    Solves ζ/2 + √(D/2) = ε for ζ, D = `projected_divergence`. ParameterError on epsilon or delta outside
+    (0, 1); TooLargeError beyond the range of floats.
+    """
+    rank, vocab_size = as_integer("rank", rank, 1), as_integer("vocab_size", vocab_size, 1)
+    horizon = as_integer("horizon", horizon, 1)
+    epsilon, delta = as_number("epsilon", epsilon, 0, 1), as_number("delta", delta, 0, 1)
+    if not (0 < epsilon < 1 and 0 < delta < 1):
+        raise ParameterError(f"epsilon and delta must lie in (0, 1), got {epsilon} and {delta}")
+    best = (0.0, 0.0)
+    try:
+        for step in range(4, 400):
+            theta = 2 ** (-step / 4)
+            fixed = projected_divergence(rank, vocab_size, horizon, theta, 0.0)
+            slope = projected_divergence(rank, vocab_size, horizon, theta, 1.0) - fixed
+            # √((fixed + slope ζ)/2) ≤ ε − ζ/2 is a quadratic inequality in ζ
+            linear, room = 2 * epsilon + slope, 2 * epsilon**2 - fixed
+            if room > 0:
+                zeta = 2 * room / (linear + math.sqrt(linear**2 - 2 * room))
+                best = max(best, (min(zeta, 2 * epsilon), theta))
+        zeta, theta = best
+        samples = _law_samples(vocab_size, horizon, zeta, delta)
+    except (OverflowError, ZeroDivisionError):
+        raise TooLargeError(
+            f"the sizes for horizon {horizon} are beyond the range of floats: use a shorter one"
+        ) from None
+    return ProjectedConstants(
+        theta, zeta, projected_divergence(rank, vocab_size, horizon, theta, zeta), samples
+    )
+
+
+def projected_divergence(rank: int, vocab_size: int, horizon: int, theta: float, zeta: float) -> float:
+    """D = 2θ + Σ_(1≤t<T) [(M/θ + 1) g + θ + (2θ + 6Mρ) log(AM/θ)], a bound on KL(P̂ ‖ sampler).
+
+    M = A^(T−t) futures, ρ = (1 + CS) ζ √(A^t) (0 where A^t ≤ S), g = 2AC(S + 1)ρ√M/θ. It is linear in ζ.
+    """
+    total = 2 * theta
+    for t in range(1, horizon):
+        futures, histories = float(vocab_size) ** (horizon - t), float(vocab_size) ** t
+        residual = 0.0 if histories <= rank else (1 + _BOUND * rank) * zeta * math.sqrt(histories)
+        moved = 2 * vocab_size * _BOUND * (rank + 1) * residual * math.sqrt(futures) / theta
+        logarithm = math.log(vocab_size * futures / theta)
+        total += (futures / theta + 1) * moved + theta + (2 * theta + 6 * futures * residual) * logarithm
+    return total
 
 
 def _amplification(

@@ -23,11 +23,11 @@ from lrlm_sim.learners.base import SUCCESS, Learner, Result, Status, require_acc
 from lrlm_sim.learners.conditional_constants import conditional_constants
 from lrlm_sim.learners.conditional_spanner import Coefficients, SpannerFit, SpannerSettings, fit_spanner
 from lrlm_sim.learners.conditional_tree import TreeFit, fit_tree
-from lrlm_sim.learners.prefix_laws import check_unchanged, probe_answers
+from lrlm_sim.learners.prefix_laws import unchanging
 from lrlm_sim.spanner_model import PostProcess, SpannerModel
 from oracles.access import Access, ConditionalProbabilityAccess, ConditionalSampleAccess
 from oracles.checks import as_generator, as_integer, as_number
-from oracles.errors import HorizonError, ParameterError
+from oracles.errors import BudgetError, HorizonError, ParameterError
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ConditionalQueryLearner(Learner):
     futures: int | None = None
     future_length: int | None = None
     enumerate_futures: int = 256
-    tree_limit: int = 20_000
+    tree_limit: int = 40_000
     floor: float | None = None
     spanner_bound: float = 2.0
     horizon: int | None = None
@@ -112,12 +112,15 @@ class ConditionalQueryLearner(Learner):
             samples = self.samples or 0
         elif self.floor is None:
             self = replace(self, floor=0.0 if exact else 1e-9)
-        before = probe_answers(access, horizon) if isinstance(access, ConditionalProbabilityAccess) else None
-        result = self._learn(access, horizon, samples, as_generator(rng))
-        if before is not None and isinstance(access, ConditionalProbabilityAccess):
-            check_unchanged(before, probe_answers(access, horizon))
-            result = replace(result, ledger=access.ledger)
-        return result
+        result = None
+        try:
+            with unchanging(access, horizon):
+                result = self._learn(access, horizon, samples, as_generator(rng))
+        except BudgetError as error:
+            if result is not None:  # learned; only the last look at the teacher was not affordable
+                error.partial = {"result": result}
+            raise
+        return replace(result, ledger=access.ledger)
 
     def _learn(
         self,
@@ -179,10 +182,12 @@ class ConditionalQueryLearner(Learner):
     ) -> SpannerModel:
         """The sampler of what was learned, with this learner's projection (box 3 × rank)."""
         box = 3.0 * max(len(law) for law in laws)
+        floor = self.floor or 0.0
         sketches = [
             sketch[:, sketch.max(axis=0) > 0] for sketch in sketches
         ]  # impossible futures bind nothing
-        floor = self.floor or 0.0
+        # Coefficients sum to one: raising a column lowers its floor. The spanner itself must be above it.
+        sketches = [sketch + np.maximum(2 * floor - sketch.min(axis=0), 0.0) for sketch in sketches]
         return SpannerModel(tuple(laws), tuple(operators), tuple(sketches), self.postprocess, box, floor)
 
     def judge(self, found: int) -> Status:

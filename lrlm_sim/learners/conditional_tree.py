@@ -61,29 +61,47 @@ def fit_tree(
 ) -> TreeFit:
     """Ask the whole tree and reduce every cut to its rank (at most `rank`)."""
     if isinstance(access, ConditionalProbabilityAccess):
-        levels = [np.exp(access.next_log_probs(all_strings(access.vocab_size, t))) for t in range(horizon)]
-        halves = None
+        levels, halves = _ask_tree(access, horizon), None
     else:
         first, second = _sample_tree(access, horizon, samples, floor)
         levels = [estimate_laws(a + b, floor) for a, b in zip(first, second, strict=True)]
-        halves = _joint_of(first, floor), _joint_of(second, floor)
+        halves = _joint_of(first), _joint_of(second)
     joint = _joint(levels)
     cuts = [_reduce(joint, access.vocab_size**t, rank, halves) for t in range(horizon)]
     return _assemble(cuts, levels, access.vocab_size, bound, 1.0 if halves is None else 0.999)
 
 
+def _ask_tree(access: ConditionalProbabilityAccess, horizon: int) -> list[Float[np.ndarray, "n A"]]:
+    """Exact laws of every prefix, level by level; BudgetError.partial has those of the levels answered."""
+    levels: list[np.ndarray] = []
+    try:
+        for t in range(horizon):
+            levels.append(np.exp(access.next_log_probs(all_strings(access.vocab_size, t))))
+    except BudgetError as error:
+        error.partial = {"levels": len(levels), "laws": levels}
+        raise
+    return levels
+
+
 def _sample_tree(
     access: ConditionalSampleAccess, horizon: int, samples: int, floor: float
 ) -> tuple[list[Int[np.ndarray, "n A"]], list[Int[np.ndarray, "n A"]]]:
-    """Two independent halves of next-token counts at every prefix, m_h ∝ P̂(h)^0.6, level by level."""
+    """Two independent halves of next-token counts at every prefix, m_h ∝ P̂(h)^0.6, level by level.
+
+    Level t deserves a part in proportion to Σ_h P(h)^0.6. Of the levels below only the growth is guessed: as
+    fast per token as so far, between 1 (deterministic) and A^0.4 (uniform).
+    """
     vocab_size = access.vocab_size
     left = samples * sum(vocab_size**t for t in range(horizon))
-    growth = vocab_size ** ((1 - _SHARE) * np.arange(horizon))
+    growth = float(vocab_size) ** (1 - _SHARE)
     reached = np.ones(1)
     halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for t in range(horizon):
         share = reached**_SHARE
-        draws = np.floor(left * growth[t] / growth[t:].sum() * share / share.sum()).astype(np.int64)
+        if t:
+            growth = min(growth, max(1.0, float(share.sum()) ** (1 / t)))
+        parts = growth ** np.arange(horizon - t)
+        draws = np.floor(left / parts.sum() * share / share.sum()).astype(np.int64)
         draws = np.maximum(draws, 2)
         left = max(0, left - int(draws.sum()))
         prefixes = all_strings(vocab_size, t)
@@ -98,8 +116,9 @@ def _sample_tree(
     return halves
 
 
-def _joint_of(counts: list[np.ndarray], floor: float) -> Float[np.ndarray, "strings"]:
-    return _joint([estimate_laws(level, floor) for level in counts])
+def _joint_of(counts: list[np.ndarray]) -> Float[np.ndarray, "strings"]:
+    """Shares of draws, no prior: what was never drawn must not look like a direction of the teacher."""
+    return _joint([level / np.maximum(level.sum(axis=1, keepdims=True), 1) for level in counts])
 
 
 def _joint(levels: list[np.ndarray]) -> Float[np.ndarray, "strings"]:
@@ -149,20 +168,27 @@ def _significant(first: np.ndarray, second: np.ndarray, rows: int) -> int:
         return len(sigma) if len(sigma) == 1 else 1
     agreed = np.einsum("ik,ij,kj->k", u, _scaled(second, rows)[0], v, optimize=True)
     spread = np.sqrt(np.mean(np.square(agreed[len(agreed) // 2 :])))
-    below = np.flatnonzero(agreed < 6 * spread)
+    below = np.flatnonzero(agreed <= max(6 * spread, 1e-9))
     return int(below[0]) if len(below) else len(agreed)
 
 
 def _assemble(
     cuts: list[_Cut], levels: list[np.ndarray], vocab_size: int, bound: float, covered: float
 ) -> TreeFit:
-    """Operators between cuts by weighted regression, then coefficients over a spanner of each cut."""
-    bases, largest = [], 1.0
+    """Operators between cuts by weighted regression, then coefficients over a spanner of each cut.
+
+    Noise puts some histories below zero in some columns of the sketch, by at most the column's slack. As
+    coefficients sum to one, adding it to the column lowers the floor by as much: the projection's set then
+    contains the histories it has to represent. (Without it projections were the largest error on nearly
+    deterministic teachers.)
+    """
+    bases, slacks, largest = [], [], 1.0
     for cut in cuts:
         heavy = _covering(cut.weights, covered)
         spanner = barycentric_spanner(cut.states[heavy], bound)
         largest = max(largest, float(spanner.max_coefficient))
         bases.append(cut.states[heavy[spanner.indices]])
+        slacks.append(np.maximum(-(cut.states[heavy] @ cut.functionals).min(axis=0), 0.0))
     laws, operators, sketches = [], [], []
     for t, cut in enumerate(cuts):
         root = np.sqrt(cut.weights)[:, None]
@@ -173,7 +199,7 @@ def _assemble(
             targets = levels[t][:, :, None] * after
             moved = np.einsum("rn,noj->orj", bases[t] @ solve, targets, optimize=True)
             operators.append(moved @ np.linalg.pinv(bases[t + 1], rcond=1e-13))
-            sketches.append(np.maximum(bases[t + 1] @ cuts[t + 1].functionals, 0.0))
+            sketches.append(np.maximum(bases[t + 1] @ cuts[t + 1].functionals + slacks[t + 1], 0.0))
     return TreeFit(laws, operators, sketches, [cut.found for cut in cuts], largest)
 
 

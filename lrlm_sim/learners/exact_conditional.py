@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lrlm_sim.learners.base import SUCCESS, Learner, Result, Status, require_access
+from lrlm_sim.learners.prefix_laws import unchanging
 from lrlm_sim.spanner_model import SpannerModel
 from oracles.access import Access, ConditionalProbabilityAccess, ConditionalSampleAccess
 from oracles.checks import as_integer, as_number
@@ -66,15 +67,16 @@ class ExactConditionalLearner(Learner):
         table = _Table(_Probabilities(access, self.samples), horizon, access.vocab_size)
         counterexamples, full = 0, False
         try:
-            table.begin(tuple(int(z) for z in access.sample(1, length=horizon)[0]))
-            passed = 0
-            while passed < self.validation and not full:
-                strings = access.sample(self.validation - passed, length=horizon)
-                for string in strings:
-                    found = table.refine(tuple(int(z) for z in string), tolerance, self.max_rank)
-                    counterexamples += found
-                    passed = 0 if found else passed + 1
-                    full = max(len(h) for h in table.histories) >= self.max_rank
+            with unchanging(access, horizon):
+                table.begin(tuple(int(z) for z in access.sample(1, length=horizon)[0]))
+                passed = 0
+                while passed < self.validation and not full:
+                    strings = access.sample(self.validation - passed, length=horizon)
+                    for string in strings:
+                        found = table.refine(tuple(int(z) for z in string), tolerance, self.max_rank)
+                        counterexamples += found
+                        passed = 0 if found else passed + 1
+                        full = max(len(h) for h in table.histories) >= self.max_rank
         except BudgetError as error:
             error.partial = {"ranks": [len(h) for h in table.histories], "counterexamples": counterexamples}
             raise

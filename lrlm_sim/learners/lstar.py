@@ -14,10 +14,14 @@ import numpy as np
 from jaxtyping import Int
 
 from lrlm_sim.learners.base import SUCCESS, Learner, Result, Status, require_access
+from lrlm_sim.learners.prefix_laws import unchanging
 from oracles.access import Access, ConditionalProbabilityAccess
 from oracles.checks import as_generator, as_integer
 from oracles.errors import BudgetError, HorizonError
 from oracles.probabilistic_automaton import ProbabilisticAutomaton
+
+#: Laws this much off the uniform law of their support are no rounding.
+_UNEVEN = 1e-6
 
 _String = tuple[int, ...]
 _Output = tuple[bool, ...]
@@ -58,19 +62,27 @@ class LStar(Learner):
         table = _Table(_Supports(access, horizon))
         queries, status = 0, SUCCESS
         try:
-            while True:
-                table.close(self.max_states)
-                delta = table.automaton()
-                queries += 1
-                if len(table.rows) >= self.max_states:
-                    status = Status("state_limit", f"max_states = {self.max_states} was reached: raise it")
-                    break
-                wrong = self._counterexample(access, table, delta, horizon, rng)
-                if wrong is None or not table.split(wrong, delta):
-                    break
+            with unchanging(access, horizon):
+                while True:
+                    table.close(self.max_states)
+                    delta = table.automaton()
+                    queries += 1
+                    if len(table.rows) >= self.max_states:
+                        remedy = f"max_states = {self.max_states} was reached: raise it"
+                        status = Status("state_limit", remedy)
+                        break
+                    wrong = self._counterexample(access, table, delta, horizon, rng)
+                    if wrong is None or not table.split(wrong, delta):
+                        break
         except BudgetError as error:
             error.partial = {"states": len(table.rows), "equivalence_queries": queries}
             raise
+        if status.ok and table.output.unevenness > _UNEVEN:
+            status = Status(
+                "not_a_uniform_walk",
+                "allowed tokens are not equally likely: the automaton has their support, not their laws; "
+                "learn those with ExactConditionalLearner",
+            )
         model = ProbabilisticAutomaton.from_dfa(delta, 0, horizon)
         stats = {"states": len(delta), "columns": len(table.columns), "equivalence_queries": queries}
         return Result(model, status, access.ledger, stats)
@@ -120,6 +132,7 @@ class _Supports:
         self._access, self.horizon, self.vocab_size = access, horizon, access.vocab_size
         self._dead: _Output = (False,) * access.vocab_size
         self._known: dict[_String, _Output] = {}
+        self.unevenness = 0.0  # largest |P(z | h)·(size of the support) − 1| that was seen
 
     def __call__(self, history: _String) -> _Output | None:
         """Support after `history`, None where the horizon leaves nothing to ask."""
@@ -131,7 +144,10 @@ class _Supports:
                 self._known[history] = self._dead
             else:
                 law = self._access.next_log_probs([list(history)])[0]
-                self._known[history] = tuple(bool(z) for z in np.isfinite(law))
+                allowed = np.isfinite(law)
+                self._known[history] = tuple(bool(z) for z in allowed)
+                gap = np.abs(np.exp(law[allowed]) * allowed.sum() - 1)
+                self.unevenness = max(self.unevenness, float(gap.max(initial=0.0)))
         return self._known[history]
 
 

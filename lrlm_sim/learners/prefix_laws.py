@@ -11,7 +11,8 @@ mean M to first order, so its spectral norm says which singular values of M are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -70,8 +71,9 @@ class PrefixLaws:
     ) -> Float[np.ndarray, "k n m"]:
         """P̂(f | h) from all draws, from the first half and from the second; k = 1 where laws are exact.
 
-        A level of the futures' tree with n of its at most N nodes gets (N/n)^share times the draws: an early
-        law is a factor of many P̂(f | h), and there are few of them.
+        With N futures, the law after h∘g gets (N q)^share times the draws, at least two; q is the part of g
+        in the probabilities after h of all distinct g of its length. An early or likely law is a factor of
+        much of the mass of P̂(· | h), and there are few of them.
         """
         strings = [np.asarray(future, dtype=np.int64) for future in futures]
         kinds = 1 if self.exact else 3
@@ -85,8 +87,9 @@ class PrefixLaws:
                 paths = np.concatenate([paths[level.parent], level.token[:, None]], axis=1)
             out[:, :, level.strings] = probability[:, :, level.node]
             if len(level.strings) < len(strings):
-                boost = (len(strings) / len(paths)) ** self._share
-                stack = self._stack(join(histories, paths), int((draws or self._draws) * boost))
+                total = np.maximum(probability[0].sum(axis=1, keepdims=True), 1e-300)
+                boost = (len(strings) * probability[0] / total).ravel() ** self._share
+                stack = self._stack(join(histories, paths), (draws or self._draws) * boost)
                 laws = stack.reshape(kinds, len(histories), len(paths), -1)
         return out
 
@@ -104,12 +107,15 @@ class PrefixLaws:
             strings = np.concatenate([strings, tokens[:, None]], axis=1)
         return strings[:, histories.shape[1] :]
 
-    def _stack(self, prefixes: Int[np.ndarray, "n length"], draws: int | None) -> np.ndarray:
+    def _stack(
+        self, prefixes: Int[np.ndarray, "n length"], draws: int | Float[np.ndarray, "n"] | None
+    ) -> np.ndarray:
         """Laws (1 or 3, n, A): of all draws, of the first half, of the second."""
         rows = self._rows(np.asarray(prefixes))
         if isinstance(self._access, ConditionalProbabilityAccess):
             return self._table[rows][None]
-        self._top_up(prefixes, rows, self._draws if draws is None else max(2, draws))
+        wanted = np.maximum(2, np.asarray(self._draws if draws is None else draws, dtype=np.int64))
+        self._top_up(prefixes, rows, np.broadcast_to(wanted, rows.shape))
         halves = self._table[rows].transpose(1, 0, 2)
         return estimate_laws(np.concatenate([halves.sum(axis=0, keepdims=True), halves]), self._floor)
 
@@ -131,9 +137,12 @@ class PrefixLaws:
             self._table[first:added] = np.exp(self._access.next_log_probs(prefixes[where]))
         return rows
 
-    def _top_up(self, prefixes: Int[np.ndarray, "n length"], rows: Int[np.ndarray, "n"], draws: int) -> None:
+    def _top_up(
+        self, prefixes: Int[np.ndarray, "n length"], rows: Int[np.ndarray, "n"], draws: Int[np.ndarray, "n"]
+    ) -> None:
         assert isinstance(self._access, ConditionalSampleAccess)
         distinct, where = np.unique(rows, return_index=True)
+        draws = draws[where]
         for half, wanted in enumerate((draws // 2, draws - draws // 2)):
             missing = wanted - self._table[distinct, half].sum(axis=1).astype(np.int64)
             short = missing > 0
@@ -162,15 +171,30 @@ def all_strings(vocab_size: int, length: int) -> Int[np.ndarray, "n length"]:
     return np.indices((vocab_size,) * length).reshape(length, -1).T.astype(np.int64)
 
 
-def probe_answers(access: ConditionalProbabilityAccess, horizon: int) -> Float[np.ndarray, "k vocab"]:
-    """Laws after at most four prefixes of one fixed string: asked before and after learning."""
+@contextmanager
+def unchanging(
+    access: ConditionalProbabilityAccess | ConditionalSampleAccess, horizon: int
+) -> Iterator[None]:
+    """Ask an exact teacher the same few questions before and after the body; samples may always differ.
+
+    Raises InconsistentAnswerError if an answer has changed by over 1e-9.
+    """
+    if isinstance(access, ConditionalSampleAccess):
+        yield
+        return
+    before = _probe(access, horizon)
+    yield
+    _check_unchanged(before, _probe(access, horizon))
+
+
+def _probe(access: ConditionalProbabilityAccess, horizon: int) -> Float[np.ndarray, "k vocab"]:
+    """Laws after at most four prefixes of one fixed string."""
     lengths = sorted({0, horizon // 3, 2 * horizon // 3, horizon - 1})
     string = np.arange(horizon) % access.vocab_size
     return access.next_log_probs([string[:length] for length in lengths])
 
 
-def check_unchanged(before: Float[np.ndarray, "k vocab"], after: Float[np.ndarray, "k vocab"]) -> None:
-    """Raise InconsistentAnswerError if a teacher answered the same questions differently (by over 1e-9)."""
+def _check_unchanged(before: Float[np.ndarray, "k vocab"], after: Float[np.ndarray, "k vocab"]) -> None:
     gap = float(np.abs(np.exp(before) - np.exp(after)).max(initial=0.0))
     if gap > 1e-9:
         raise InconsistentAnswerError(

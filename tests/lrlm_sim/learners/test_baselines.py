@@ -93,10 +93,24 @@ def test_expectations_agree_with_hmmlearn():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peer.fit(strings.reshape(-1, 1), [6] * 300)
-    likelihood, expected = baum_welch._expectations(start, strings, np.full(300, 1 / 300))
+    distinct, copies = np.unique(strings, axis=0, return_counts=True)
+    levels = baum_welch._prefix_levels(distinct)
+    likelihood, expected = baum_welch._expectations(start, levels, copies / 300)
     assert likelihood == pytest.approx(start.score(strings).mean(), abs=1e-12)
     for ours, theirs in zip(expected, (peer.startprob_, peer.transmat_, peer.emissionprob_), strict=True):
         np.testing.assert_allclose(baum_welch._normalise(ours), theirs, atol=1e-9)
+
+
+def test_the_prefix_tree_of_strings_has_every_prefix_once():
+    strings = np.unique(np.random.default_rng(0).integers(0, 3, (40, 5)), axis=0)
+    above = np.zeros((1, 0), dtype=int)
+    for t, level in enumerate(baum_welch._prefix_levels(strings)):
+        prefixes = np.column_stack([above[level.parent], level.token])
+        np.testing.assert_array_equal(prefixes, np.unique(strings[:, : t + 1], axis=0))
+        if t < 4:
+            continued = prefixes[:, None] == np.unique(strings[:, : t + 2], axis=0)[None, :, : t + 1]
+            np.testing.assert_array_equal(level.first_child, continued.all(axis=2).argmax(axis=1))
+        above = prefixes
 
 
 def test_baum_welch_climbs_and_refuses_nan(monkeypatch):

@@ -1,0 +1,59 @@
+"""At few tokens the query learner is no worse than the empirical distribution of as many whole strings."""
+
+import numpy as np
+import pytest
+
+from lrlm_sim import distances
+from lrlm_sim.learners import ConditionalQueryLearner
+from lrlm_sim.learners.prefix_laws import PrefixLaws
+from oracles import ConditionalSampleAccess, HiddenMarkovModel, NoisyParity, Tabular
+
+
+def errors(teacher, rank: int, tokens: int, seed: int) -> tuple[float, float]:
+    """TV of the learner's model and of the empirical distribution, at equal numbers of generated tokens."""
+    vocab_size, horizon = teacher.vocab_size, teacher.horizon
+    samples = tokens // sum(vocab_size**t for t in range(horizon))
+    access = ConditionalSampleAccess(teacher, seed=seed)
+    result = ConditionalQueryLearner(rank=rank, samples=samples).fit(access, rng=seed)
+    strings = result.ledger.generated_tokens // horizon
+    table = np.zeros((vocab_size,) * horizon)
+    np.add.at(table, tuple(teacher.sample(strings, seed + 1000).T), 1 / strings)
+    empirical = Tabular((1 - 1e-6) * table + 1e-6 / table.size)
+    return distances.total_variation(teacher, result.model), distances.total_variation(teacher, empirical)
+
+
+@pytest.mark.parametrize(("n", "tokens"), [(8, 10_000), (10, 10_000), (12, 100_000), (13, 100_000)])
+def test_parity_at_few_tokens(n: int, tokens: int):
+    """At most half of the empirical distribution's error, and far below chance (½ − ν = .4)."""
+    for seed in range(3):
+        learned, empirical = errors(NoisyParity.random(n, 0.1, seed), 2, tokens, seed)
+        assert learned < empirical / 2
+        assert learned < 0.2
+
+
+@pytest.mark.parametrize("concentration", [0.02, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("tokens", [10_000, 100_000])
+def test_hidden_markov_models_at_few_tokens(concentration: float, tokens: int):
+    """On average over eight teachers; on nearly deterministic ones whole strings are at their best."""
+    pairs = [
+        errors(HiddenMarkovModel.random(3, 3, 6, rng=seed, concentration=concentration), 3, tokens, seed)
+        for seed in range(8)
+    ]
+    learned, empirical = np.mean(pairs, axis=0)
+    assert learned < empirical
+
+
+def test_draws_follow_the_probability_of_the_prefix():
+    """Early and likely laws of futures get more draws than late, unlikely ones; none gets fewer than two."""
+    teacher = HiddenMarkovModel(np.ones(1), np.ones((1, 1)), np.array([[0.9, 0.1]]), 5)
+    access = ConditionalSampleAccess(teacher, seed=0)
+    laws = PrefixLaws(access, 100, 0.0, share=0.5)
+    futures = np.indices((2,) * 4).reshape(4, -1).T
+    laws.future_probabilities(np.array([[0]]), futures)
+    spent = access.ledger.calls
+    laws.laws(np.array([[0]]), 390)  # (16·1)^½ · 100 = 400 are there already
+    laws.laws(np.array([[0, 0]]), 375)  # about (16·.9)^½ · 100 = 379
+    laws.laws(np.array([[0, 1, 1, 1]]), 2)  # about (16·.001)^½ · 100 = 12
+    assert access.ledger.calls == spent
+    laws.laws(np.array([[0, 1, 1, 1]]), 60)
+    assert access.ledger.calls > spent
