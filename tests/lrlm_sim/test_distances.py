@@ -182,7 +182,7 @@ def test_hand_computed_values():
 @pytest.mark.parametrize(
     "broken",
     [lambda x: float(x.sum()), lambda x: 2 * float(np.abs(x).sum())],
-    ids=["no absolute value", "no ½"],
+    ids=["no absolute value", "no half"],
 )
 @pytest.mark.parametrize("method", ["products", "tree"])
 def test_the_reference_catches_broken_variants(monkeypatch, broken, method):
