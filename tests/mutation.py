@@ -16,7 +16,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +35,7 @@ GROUPS = {
     ),
 }
 _CONFIDENCE = 0.95
-_SURVIVED, _NO_TESTS = 0, 33  # mutmut's exit codes; pytest's 1 is a kill, what a signal ends is a time-out
+_SURVIVED, _NO_TESTS, _KILLED = 0, (5, 33), (1, 3)  # exit codes; any other is a signal: out of time
 
 
 @dataclass(frozen=True)
@@ -84,16 +83,28 @@ def draw(module: str, sample: int | None, seed: int) -> tuple[list[str], int]:
     return [names[i] for i in sorted(chosen)], len(names)
 
 
+def stored_codes(module: str) -> dict[str, int | None]:
+    """Exit codes that mutmut has stored for the mutants of a module."""
+    path = Path("mutants/lrlm_sim", f"{module}.py.meta")
+    return json.loads(path.read_text("utf-8"))["exit_code_by_key"] if path.exists() else {}
+
+
+def alive(module: str, names: list[str]) -> list[str]:
+    """Those no earlier run killed: tests added since may. Delete the folder mutants to start afresh."""
+    codes = stored_codes(module)
+    return [name for name in names if codes.get(name) in (None, _SURVIVED, *_NO_TESTS)]
+
+
 def outcome(module: str, names: list[str], mutants: int) -> Outcome:
     """Read the results that mutmut stored."""
-    stored = json.loads(Path("mutants/lrlm_sim", f"{module}.py.meta").read_text("utf-8"))
-    codes = {name: stored["exit_code_by_key"][name] for name in names}
+    stored = stored_codes(module)
+    codes = {name: stored[name] for name in names}
     unfinished = [name for name, code in codes.items() if code is None]
     if unfinished:
         raise SystemExit(f"{len(unfinished)} mutants of {module} were not run, {unfinished[0]} for one")
-    survivors = [name for name, code in codes.items() if code in (_SURVIVED, _NO_TESTS)]
-    signals = Counter(code for code in codes.values() if code not in (0, 1, 3, _NO_TESTS))
-    return Outcome(module, mutants, len(names), survivors, sum(signals.values()))
+    survivors = [name for name, code in codes.items() if code in (_SURVIVED, *_NO_TESTS)]
+    timeouts = sum(code not in (_SURVIVED, *_NO_TESTS, *_KILLED) for code in codes.values())
+    return Outcome(module, mutants, len(names), survivors, timeouts)
 
 
 def main() -> None:
@@ -107,10 +118,11 @@ def main() -> None:
     options = parser.parse_args()
     modules = [module for target in options.targets for module in GROUPS.get(target, (target,))]
     drawn = {module: draw(module, options.sample, options.seed) for module in modules}
-    names = [name for chosen, _ in drawn.values() for name in chosen]
+    names = [name for module, (chosen, _) in drawn.items() for name in alive(module, chosen)]
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(options.jobs), *names]
     profile = {**os.environ, "HYPOTHESIS_PROFILE": "mutation"}
-    subprocess.run(command, check=True, env=profile, stdout=sys.stderr)
+    if names:
+        subprocess.run(command, check=True, env=profile, stdout=sys.stderr)
     outcomes = [outcome(module, chosen, mutants) for module, (chosen, mutants) in drawn.items()]
     print(HEADER, *(found.row() for found in outcomes), sep="\n")
     print(*(f"survived: {name}" for found in outcomes for name in found.survivors), sep="\n")

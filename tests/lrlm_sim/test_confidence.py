@@ -215,6 +215,33 @@ def test_a_suite_of_dependent_events_alarms_within_its_budget(parts):
     assert c.binomial_test_failures(int(alarms), len(uniform), 0.02) > FALSE_ALARM
 
 
+def test_hoeffding_and_bernstein_are_their_formulas():
+    values = np.array([[0.1, 0.4, 0.4, 0.2, 0.9, 0.0, 0.3, 0.3] * 40])
+    n, mean, variance = values.size, values.mean(), values.var(ddof=1)
+    low, high = c.hoeffding_bounds(values, 0.05, 0.2)
+    assert low[0] == pytest.approx(mean - np.sqrt(np.log(20) / (2 * n)), rel=1e-12)
+    assert high[0] == pytest.approx(mean + np.sqrt(np.log(5) / (2 * n)), rel=1e-12)
+    low, high = c.bernstein_bounds(values, 0.05, 0.2)
+    for end, sign, delta in ((low, -1, 0.05), (high, 1, 0.2)):
+        log = np.log(2 / delta)
+        radius = np.sqrt(2 * variance * log / n) + 7 * log / (3 * (n - 1))
+        assert end[0] == pytest.approx(mean + sign * radius, rel=1e-12)
+    for bounds in (c.hoeffding_bounds, c.bernstein_bounds):
+        assert bounds(values, 0.0, 0.0) == (0.0, 1.0)
+        assert bounds(values[:, :2], 1e-9, 1e-9) == (0.0, 1.0)  # cut at the trivial ends
+
+
+def test_intervals_carry_their_sizes():
+    for interval in (c.binomial_interval(3, 20, 0.9), c.mean_interval(np.full(20, 0.15), 0.9)):
+        assert (interval.n, interval.confidence) == (20, 0.9)
+        assert interval.estimate == pytest.approx(0.15)
+    assert c.binomial_interval(3, 20) == c.binomial_interval(3, 20, 0.95, "both")
+    assert c.binomial_bounds(1, 20, 0.05, 0.05)[0] == pytest.approx(1 - 0.95 ** (1 / 20))  # above 0
+    assert c.false_alarm_budget(1.0, 2).sum() <= 1
+    with pytest.raises(ParameterError, match="delta"):
+        c.false_alarm_budget(1.5, 2)
+
+
 def test_budget_shares_add_up():
     shares = c.false_alarm_budget(0.05, [3, 1, 1])
     assert shares.sum() <= 0.05
