@@ -11,8 +11,8 @@ from lrlm_sim.cli.console import Screen
 from lrlm_sim.cli.runs import Run, open_run
 from lrlm_sim.cli.theorem_page import draw_figure, write_page
 from lrlm_sim.theorems import Finding, Theorem, killed
-from lrlm_sim.theorems.verify import findings, select
-from oracles.errors import ParameterError
+from lrlm_sim.theorems.verify import findings, missing_package, select
+from oracles.errors import MissingDependencyError, ParameterError
 
 _COLUMNS = ("theorem", "tried", "failed", "bound", "measured", "slack", "verdict", "source")
 
@@ -82,6 +82,9 @@ def _repeat(screen: Screen, chosen: Sequence[Theorem], text: str) -> int:
     if len(chosen) != 1:
         raise ParameterError("--instance repeats one theorem: name it")
     theorem = chosen[0]
+    missing = missing_package(theorem)
+    if missing is not None:
+        raise MissingDependencyError(missing, theorem.requires[missing])
     try:
         given = {key: int(value) for key, value in (item.split("=") for item in text.split(","))}
     except ValueError:
@@ -108,6 +111,9 @@ def _repeat(screen: Screen, chosen: Sequence[Theorem], text: str) -> int:
 def _kill_table(screen: Screen, run: Run, chosen: Sequence[Theorem], seed: int) -> int:
     rows = []
     for theorem in chosen:
+        if missing_package(theorem) is not None:
+            screen.say(f"{theorem.name}: not tried, {missing_package(theorem)} is not installed")
+            continue
         for mutant in theorem.mutants:
             with screen.step(f"{theorem.name}: {mutant}"):
                 rows.append(

@@ -101,9 +101,9 @@ def select(names: Sequence[str] | None) -> list[Theorem]:
 
 def check_theorem(theorem: Theorem, budget: Budget = "small", seed: int = 0) -> Finding:
     """Measure a theorem on as many random instances as the budget allows, and judge it."""
-    missing = [m for m in theorem.requires if importlib.util.find_spec(m) is None]
-    if missing:
-        return _not_tried(theorem, missing[0])
+    missing = missing_package(theorem)
+    if missing is not None:
+        return _not_tried(theorem, missing)
     measured: list[Measurement] = []
     failing: list[Instance] = []
     for instance in instances(theorem, theorem.trials[budget], seed):
@@ -130,6 +130,11 @@ def check_theorem(theorem: Theorem, budget: Budget = "small", seed: int = 0) -> 
         reproduce=_command(theorem, smallest),
         measurements=tuple((m.measured, m.bound) for m in measured),
     )
+
+
+def missing_package(theorem: Theorem) -> str | None:
+    """The first optional package that the theorem needs and that is not installed; None if all are."""
+    return next((module for module in theorem.requires if importlib.util.find_spec(module) is None), None)
 
 
 def decided(theorem: Theorem, tried: int, failures: int) -> bool:
