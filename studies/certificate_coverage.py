@@ -8,7 +8,7 @@ misses or more if it missed exactly that often. Part two: widths against the num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +30,7 @@ from oracles import (
 from oracles.access import Access
 from studies.common import Study, begin
 
-ACCESSES: dict[str, type[Access]] = {
+ACCESSES: dict[str, Callable[..., Access]] = {
     "logits": LogitAccess,
     "probabilities": ConditionalProbabilityAccess,
     "conditional samples": ConditionalSampleAccess,
@@ -71,7 +71,7 @@ def pairs() -> list[Pair]:
         Pair("HMM, logits moved by ≤ 0.3", hmm, perturbed(hmm, 0.3, 1)),
         Pair("HMM, unrelated", hmm, HiddenMarkovModel.random(2, 3, 4, 9)),
         Pair("ISAN, logits moved by ≤ 1", isan, perturbed(isan, 1.0, 2)),
-        Pair("parity, fair coins", NoisyParity([1, 0, 1, 1], 0.1), coin(0.5, 5)),
+        Pair("parity, fair coins", NoisyParity(np.array([1, 0, 1, 1]), 0.1), coin(0.5, 5)),
         Pair("rare heads, rarer heads", coin(0.02, 3), coin(0.005, 3)),
     ]
 

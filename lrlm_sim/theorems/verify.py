@@ -75,7 +75,7 @@ def findings(chosen: Sequence[Theorem], budget: Budget, seed: int, jobs: int = 1
     if as_integer("jobs", jobs, 1) == 1 or len(chosen) < 2:
         yield from (check_theorem(theorem, budget, seed) for theorem in chosen)
         return
-    tasks = [(theorem.name, budget, seed) for theorem in chosen]
+    tasks: list[tuple[str, Budget, int]] = [(theorem.name, budget, seed) for theorem in chosen]
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(jobs, len(tasks)), _leave_interrupts_to_the_parent) as pool:
         yield from pool.imap_unordered(_check_by_name, tasks)
