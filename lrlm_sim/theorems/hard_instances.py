@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -94,8 +95,16 @@ def _transformer_rank(instance: Instance, less: int = 0) -> Measurement:
 
     from oracles.transformer import TransformerOracle
 
-    sizes = {"hidden_size": 4 * instance["quarters"], "intermediate_size": 24, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32}
+    sizes: dict[str, Any] = {
+        "hidden_size": 4 * instance["quarters"],
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+    }
+    heads: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 32,
+    }
     config = LlamaConfig(vocab_size=60, initializer_range=0.3, bos_token_id=1, **sizes, **heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(instance["seed"])
