@@ -5,7 +5,10 @@ true value is at most δ = 1 − confidence, whatever the law of the samples. `s
 "both" gives δ/2 to each end, "lower" or "upper" gives all of it to one end and leaves the other at
 the trivial 0 or 1.
 
-Sources: Clopper and Pearson 1934; Hoeffding 1963; Maurer and Pontil, arXiv:0907.3740, Theorem 4;
+Claims about failure rates are tried one trial at a time with `failure_evidence`, which holds at every
+stopping time.
+
+Sources: Clopper and Pearson 1934; Ville 1939; Hoeffding 1963; Maurer and Pontil, arXiv:0907.3740, Theorem 4;
 Waudby-Smith and Ramdas, arXiv:2010.09686 (JRSS B 2023), the hedged capital process of section 4.
 """
 
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.special import bdtrc, betainccinv, betaincinv
+from scipy.special import bdtrc, betainc, betaincc, betainccinv, betaincinv, betaln
 
 from oracles.checks import as_finite, as_integer, as_number
 from oracles.errors import ParameterError, ShapeError
@@ -110,6 +113,44 @@ def binomial_test_failures(failures: int, trials: int, delta: float) -> float:
     failures = as_integer("failures", failures, 0, trials)
     delta = as_number("delta", delta, 0.0, 1.0)
     return 1.0 if failures == 0 else float(bdtrc(failures - 1, trials, delta))
+
+
+@dataclass(frozen=True)
+class FailureEvidence:
+    """Two e-values about a failure rate p after some trials: bets that gain only if the claim is wrong.
+
+    Fields:
+        against: evidence against p ≤ δ; if p ≤ δ, it ever reaches 1/α with probability ≤ α.
+        in_favour: evidence against p ≥ δ; if p ≥ δ, it ever reaches 1/α with probability ≤ α.
+    """
+
+    against: float
+    in_favour: float
+
+
+def failure_evidence(failures: int, trials: int, delta: float) -> FailureEvidence:
+    """Evidence about the claim "each trial fails with probability ≤ δ", to be looked at after any trial.
+
+    With k failures of n, `against` is the likelihood ratio ∫ θ^k (1−θ)^(n−k) dπ(θ) / (δ^k (1−δ)^(n−k)), π
+    uniform on (δ, 1); `in_favour` the same with π half uniform on (0, δ) and half the point θ = 0. For θ >
+    δ ≥ p the expected factor of one more trial, pθ/δ + (1−p)(1−θ)/(1−δ), is at most one, and so is that of
+    θ < δ ≤ p: both are nonnegative supermartingales from 1, and Ville's inequality bounds the chance of ever
+    reaching 1/α by α. One may therefore stop at the first trial that decides, at no cost in confidence.
+    """
+    trials = as_integer("trials", trials, 0)
+    failures = as_integer("failures", failures, 0, trials)
+    delta = as_number("delta", delta, 0.0, 1.0)
+    if delta in (0.0, 1.0):
+        raise ParameterError(f"delta must be strictly between 0 and 1, got {delta}")
+    k, m = failures, trials - failures
+    under_delta = k * np.log(delta) + m * np.log1p(-delta)
+    with np.errstate(divide="ignore", over="ignore"):
+        log_ratio = betaln(k + 1, m + 1) - under_delta
+        above = log_ratio + np.log(betaincc(k + 1, m + 1, delta)) - np.log1p(-delta)
+        below = log_ratio + np.log(betainc(k + 1, m + 1, delta)) - np.log(delta)
+        never = -under_delta if k == 0 else -np.inf
+        in_favour = np.logaddexp(below, never) - np.log(2)
+        return FailureEvidence(float(np.exp(above)), float(np.exp(in_favour)))
 
 
 def binomial_interval(successes: int, trials: int, confidence: float = 0.95, side: str = "both") -> Interval:

@@ -11,6 +11,14 @@ INFINITY = highspy.kHighsInf
 TOLERANCE = 1e-10
 
 
+class _Silent(highspy.Highs):
+    """HiGHS 1.16 greets on standard output when made, unless silenced before its callbacks are set."""
+
+    def enableCallbacks(self) -> None:
+        self.setOptionValue("output_flag", False)
+        super().enableCallbacks()
+
+
 def linear_program(
     matrix: Float[np.ndarray, "rows columns"],
     costs: Float[np.ndarray, "columns"],
@@ -33,7 +41,7 @@ def linear_program(
     program.a_matrix_.start_ = np.concatenate([[0], np.cumsum(entries.sum(axis=1))]).astype(np.int32)
     program.a_matrix_.index_ = np.nonzero(entries)[1].astype(np.int32)
     program.a_matrix_.value_ = matrix.T[entries]
-    model = highspy.Highs()
+    model = _Silent()
     for option, value in (
         ("output_flag", False),
         ("threads", 1),

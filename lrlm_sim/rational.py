@@ -23,6 +23,7 @@ from typing import TypeAlias
 import numpy as np
 
 from oracles.base import LinearForm
+from oracles.branching_program import BranchingProgram
 from oracles.checks import as_integer
 from oracles.errors import ParameterError, ProbabilityError, ShapeError, TooLargeError
 
@@ -180,6 +181,17 @@ def cauchy_law(n: int, base: Number = 2) -> ExactLaw:
     return law_of_conditionals(next_law, 2, 2 * n + 1)
 
 
+def branching_law(program: BranchingProgram, odds: Number) -> ExactLaw:
+    """The program's law at the scale B = ½ log(odds), where every probability is rational."""
+    w = fraction(odds)
+
+    def next_law(history: String) -> list[Fraction]:
+        ratio = w ** _program_logit(program, history)
+        return [1 / (1 + ratio), ratio / (1 + ratio)]
+
+    return law_of_conditionals(next_law, 2, program.horizon)
+
+
 @dataclass(frozen=True)
 class RationalLogits:
     """Centred logits up to one common factor: `next_logits(h)` gives A numbers, centred here."""
@@ -260,6 +272,16 @@ def cauchy_logits(n: int) -> RationalLogits:
         return [-value, value]
 
     return RationalLogits(2, 2 * n + 1, next_logits)
+
+
+def branching_logits(program: BranchingProgram) -> RationalLogits:
+    """The branching program's logits in units of its scale B > 0: integers."""
+
+    def next_logits(history: String) -> list[int]:
+        value = _program_logit(program, history)
+        return [-value, value]
+
+    return RationalLogits(2, program.horizon, next_logits)
 
 
 def isan_logits(initial: Vector, transitions: Stack, readouts: Matrix, horizon: int) -> RationalLogits:
@@ -349,6 +371,21 @@ def _strings(vocab_size: int, length: int) -> Iterator[String]:
 
 def _parity(secret: Sequence[int], bits: Sequence[int]) -> int:
     return sum(s * x for s, x in zip(secret, bits, strict=False)) % 2
+
+
+def _program_logit(program: BranchingProgram, history: String) -> int:
+    """Logit of token 1 over B: 2X − 1 at a copy of X, 2C + R at the label, 0 elsewhere."""
+    bits, copies = int(program.n_bits or 0), len(program.schedule)
+    done = len(history) - bits
+    if not 0 <= done <= copies:
+        return 0
+    if done < copies:
+        return 2 * history[program.schedule[done]] - 1
+    state, mismatches = 0, 0
+    for copy, bit in enumerate(history[bits:]):
+        state = int(program.permutations[copy, bit, state])
+        mismatches += bit != history[program.schedule[copy]]
+    return 2 * mismatches + (1 if state else -1)
 
 
 def _binary(bits: Sequence[int]) -> int:

@@ -1,4 +1,5 @@
-"""Hypothesis profiles: `ci` (default) is derandomized, `thorough` explores with many random examples.
+"""Hypothesis profiles: `ci` (default) is derandomized, `thorough` explores with many random examples,
+`mutation` is `ci` with fewer examples, for runs of the tests on thousands of broken versions.
 
 Numerical libraries get one thread per process, unless the environment says otherwise: tests run in several
 processes, and waiting threads that spin would take the others' cores.
@@ -19,4 +20,5 @@ settings.register_profile(
 settings.register_profile(
     "thorough", deadline=None, max_examples=1000, suppress_health_check=_SLOW_GENERATION
 )
+settings.register_profile("mutation", parent=settings.get_profile("ci"), max_examples=12, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

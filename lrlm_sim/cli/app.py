@@ -219,12 +219,13 @@ def verify(
     budget: Annotated[str, typer.Option(help="small, medium or large.")] = "small",
     mutants: Annotated[bool, typer.Option("--mutants", help="Try broken versions: all must fail.")] = False,
     instance: Annotated[str | None, typer.Option(help="Repeat one instance: name=integer,….")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Theorems side by side (default: CPUs).", min=1)] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Try the theorems: instances, bound, worst measured, verdict."""
-    raise typer.Exit(run_verify(Screen(as_json), theorems or [], budget, mutants, instance, seed, out))
+    """Try the theorems: instances, bound, worst measured, verdict; a page with a figure for each."""
+    raise typer.Exit(run_verify(Screen(as_json), theorems or [], budget, mutants, instance, jobs, seed, out))
 
 
 @app.command()

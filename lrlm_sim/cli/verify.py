@@ -1,20 +1,20 @@
-"""`lrlm verify`: the theorem table, its HTML page, and the kill table of deliberately broken versions."""
+"""`lrlm verify`: the theorem table and its HTML page, and the kill table of deliberately broken versions."""
 
 from __future__ import annotations
 
-import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lrlm_sim.cli.console import Screen
-from lrlm_sim.cli.plots import new_figure
 from lrlm_sim.cli.runs import Run, open_run
-from lrlm_sim.theorems import Finding, Theorem, check_theorem, killed
-from lrlm_sim.theorems.verify import select
+from lrlm_sim.cli.theorem_page import draw_figure, write_page
+from lrlm_sim.theorems import Finding, Theorem, killed
+from lrlm_sim.theorems.verify import findings, missing_package, select
 from oracles.errors import MissingDependencyError, ParameterError
+
+_COLUMNS = ("theorem", "tried", "failed", "bound", "measured", "slack", "verdict", "source")
 
 
 def run_verify(
@@ -23,6 +23,7 @@ def run_verify(
     budget: str,
     mutants: bool,
     instance: str | None,
+    jobs: int | None,
     seed: int,
     out: Path | None,
 ) -> int:
@@ -36,39 +37,44 @@ def run_verify(
     with open_run("verify", seed, out, settings) as run:
         if mutants:
             return _kill_table(screen, run, chosen, seed)
-        rows: list[dict[str, Any]] = []
-        for number, theorem in enumerate(chosen, 1):
-            with screen.step(f"{number}/{len(chosen)} {theorem.name}"):
-                finding = check_theorem(theorem, budget, seed)  # type: ignore[arg-type]
-            figure = _figure(run.folder, theorem, finding)
-            rows.append(_row(theorem, finding, figure))
-            run.record(theorems=rows)
-        good = all(row["verdict"] == "holds" for row in rows)
-        (run.folder / "theorems.html").write_text(_page(rows, budget, seed), encoding="utf-8")
+        rows = _try_all(screen, run, chosen, budget, jobs or os.cpu_count() or 1, seed)
+        tried = [row for row in rows if row["instances"]]
+        good = all(row["verdict"] == "holds" for row in tried)
         run.record(verdict="holds" if good else "not all hold")
-        screen.table(
-            f"theorems, budget {budget}, seed {seed}",
-            ("theorem", "tried", "failed", "measured", "bound", "verdict", "source"),
-            [
-                (
-                    row["name"],
-                    row["instances"],
-                    row["failures"],
-                    row["measured"],
-                    row["bound"],
-                    row["verdict"],
-                    row["source"],
-                )
-                for row in rows
-            ],
-        )
+        title = f"theorems, budget {budget}, seed {seed}: “holds” at confidence {rows[0]['confidence']:g}"
+        screen.table(title, _COLUMNS, [_cells(row) for row in rows])
         for row in rows:
             if row["verdict"] != "holds":
-                detail = row["error"] or row["claim"]
-                screen.say(f"{row['name']}: {row['verdict']}, {detail}; {row['reproduce']}")
+                again = f"; repeat with: {row['reproduce']}" if row["reproduce"] else ""
+                screen.say(f"{row['name']}: {row['verdict']}, {row['error'] or row['claim']}{again}")
         screen.say(f"page and manifest in {run.folder}")
         screen.finish({"theorems": rows, "budget": budget, "seed": seed, "folder": run.folder})
     return 0 if good else 1
+
+
+def _try_all(
+    screen: Screen, run: Run, chosen: Sequence[Theorem], budget: str, jobs: int, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of all theorems in the order of the catalogue; the manifest and the page grow as they come."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one thread for each process that is started
+    place = {theorem.name: number for number, theorem in enumerate(chosen)}
+    rows: list[dict[str, Any]] = []
+    coming = findings(chosen, budget, seed, jobs)  # type: ignore[arg-type]
+    for number in range(1, len(chosen) + 1):
+        with screen.step(f"theorem {number} of {len(chosen)}" + (f", {jobs} at a time" if jobs > 1 else "")):
+            finding = next(coming)
+        theorem = chosen[place[finding.name]]
+        rows.append(_row(theorem, finding, draw_figure(run.folder, theorem, finding)))
+        rows.sort(key=lambda row: place[row["name"]])
+        run.record(theorems=rows)
+        write_page(run.folder, rows, budget, seed, len(chosen))
+    return rows
+
+
+def _cells(row: dict[str, Any]) -> tuple[object, ...]:
+    numbers = (row[key] if row[key] is not None else "–" for key in ("bound", "measured", "slack"))
+    verdict = row["verdict"] if row["instances"] else "not tried"
+    return (row["name"], row["instances"], row["failures"], *numbers, verdict, row["source"])
 
 
 def _repeat(screen: Screen, chosen: Sequence[Theorem], text: str) -> int:
@@ -76,6 +82,9 @@ def _repeat(screen: Screen, chosen: Sequence[Theorem], text: str) -> int:
     if len(chosen) != 1:
         raise ParameterError("--instance repeats one theorem: name it")
     theorem = chosen[0]
+    missing = missing_package(theorem)
+    if missing is not None:
+        raise MissingDependencyError(missing, theorem.requires[missing])
     try:
         given = {key: int(value) for key, value in (item.split("=") for item in text.split(","))}
     except ValueError:
@@ -102,6 +111,9 @@ def _repeat(screen: Screen, chosen: Sequence[Theorem], text: str) -> int:
 def _kill_table(screen: Screen, run: Run, chosen: Sequence[Theorem], seed: int) -> int:
     rows = []
     for theorem in chosen:
+        if missing_package(theorem) is not None:
+            screen.say(f"{theorem.name}: not tried, {missing_package(theorem)} is not installed")
+            continue
         for mutant in theorem.mutants:
             with screen.step(f"{theorem.name}: {mutant}"):
                 rows.append(
@@ -138,61 +150,3 @@ def _row(theorem: Theorem, finding: Finding, figure: str) -> dict[str, Any]:
         "error": finding.error,
         "figure": figure,
     }
-
-
-def _figure(folder: Path, theorem: Theorem, finding: Finding) -> str:
-    """Measured against bound for every instance, as an SVG file; "" without matplotlib."""
-    if not finding.measurements:
-        return ""
-    try:
-        figure, axes = new_figure(4.2, 3.0)
-    except MissingDependencyError:
-        return ""
-    measured, bound = np.array(finding.measurements, dtype=np.float64).T
-    order = np.argsort(bound, kind="stable")
-    axes.plot(bound[order], "-", color="C3", label="bound")
-    axes.plot(measured[order], ".", color="C0", label="measured")
-    axes.set(xlabel="instance, by bound", title=theorem.name)
-    axes.legend(fontsize="small")
-    name = f"{theorem.name}.svg"
-    figure.savefig(folder / name)
-    return name
-
-
-def _page(rows: Sequence[dict[str, Any]], budget: str, seed: int) -> str:
-    """A self-contained HTML page: one section per theorem."""
-    style = (
-        "body{font-family:sans-serif;max-width:60em;margin:2em auto;line-height:1.4}"
-        "table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}"
-        ".holds{color:#176117}.violated{color:#a11}.undecided{color:#a60}"
-    )
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Theorem table</title>",
-        f"<style>{style}</style>",
-        f"<h1>Theorem table</h1><p>Budget {html.escape(budget)}, seed {seed}.</p><table>",
-        "<tr><th>theorem<th>source<th>instances<th>failures<th>measured<th>bound<th>verdict</tr>",
-    ]
-    for row in rows:
-        cells = [f"<a href='#{row['name']}'>{html.escape(row['name'])}</a>", html.escape(row["source"])]
-        cells += [
-            str(row["instances"]),
-            str(row["failures"]),
-            _number(row["measured"]),
-            _number(row["bound"]),
-        ]
-        parts.append(f"<tr><td>{'<td>'.join(cells)}<td class={row['verdict']}>{row['verdict']}</tr>")
-    parts.append("</table>")
-    for row in rows:
-        parts.append(
-            f"<h2 id='{row['name']}'>{html.escape(row['name'])}</h2><p>{html.escape(row['statement'])}</p>"
-        )
-        parts.append(f"<p class={row['verdict']}>{row['verdict']}: {html.escape(row['claim'])}.</p>")
-        if row["counterexample"]:
-            parts.append(f"<p>Repeat with <code>{html.escape(row['reproduce'])}</code></p>")
-        if row["figure"]:
-            parts.append(f"<img src='{row['figure']}' alt='measured and bound of {row['name']}'>")
-    return "\n".join(parts) + "\n"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

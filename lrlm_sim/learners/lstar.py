@@ -84,7 +84,12 @@ class LStar(Learner):
                 "learn those with ExactConditionalLearner",
             )
         model = ProbabilisticAutomaton.from_dfa(delta, 0, horizon)
-        stats = {"states": len(delta), "columns": len(table.columns), "equivalence_queries": queries}
+        stats = {
+            "states": len(delta),
+            "columns": len(table.columns),
+            "equivalence_queries": queries,
+            "membership_queries": len(table.output.asked),
+        }
         return Result(model, status, access.ledger, stats)
 
     def _counterexample(
@@ -102,7 +107,9 @@ class LStar(Learner):
         for string in [*(tuple(int(z) for z in row) for row in sampled), *walks]:
             state = 0
             for length in range(horizon):
-                if state < 0 or table.output(string[:length]) != tuple(bool(z >= 0) for z in delta[state]):
+                if state < 0 or table.output.support(string[:length]) != tuple(
+                    bool(z >= 0) for z in delta[state]
+                ):
                     return string[:length]
                 if delta[state, string[length]] < 0:
                     break
@@ -126,20 +133,30 @@ def _walk(delta: Int[np.ndarray, "states A"], horizon: int, rng: np.random.Gener
 
 
 class _Supports:
-    """Which tokens may follow a history; dead histories (probability zero) allow none."""
+    """Which tokens may follow a history; dead histories (probability zero) allow none.
+
+    A call is a membership query, and `asked` holds their histories; `support` alone answers the
+    approximate equivalence queries.
+    """
 
     def __init__(self, access: ConditionalProbabilityAccess, horizon: int) -> None:
         self._access, self.horizon, self.vocab_size = access, horizon, access.vocab_size
         self._dead: _Output = (False,) * access.vocab_size
         self._known: dict[_String, _Output] = {}
         self.unevenness = 0.0  # largest |P(z | h)·(size of the support) − 1| that was seen
+        self.asked: set[_String] = set()
 
     def __call__(self, history: _String) -> _Output | None:
+        if len(history) < self.horizon:
+            self.asked.add(history)
+        return self.support(history)
+
+    def support(self, history: _String) -> _Output | None:
         """Support after `history`, None where the horizon leaves nothing to ask."""
         if len(history) >= self.horizon:
             return None
         if history not in self._known:
-            before = self(history[:-1]) if history else None
+            before = self.support(history[:-1]) if history else None
             if before is not None and not before[history[-1]]:
                 self._known[history] = self._dead
             else:

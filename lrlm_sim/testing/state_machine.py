@@ -47,6 +47,114 @@ class _PrefixModel:
         return all(self.law(prefix[:t])[token] > -np.inf for t, token in enumerate(prefix))
 
 
+class _OracleStateMachine(RuleBasedStateMachine):
+    """Rules over one oracle; `oracle_state_machine` sets the class attributes."""
+
+    make: Callable[[], Oracle]
+    tolerance: float
+    max_length: int
+
+    pairs = Bundle("pairs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.oracle = self.make()
+        self.model = _PrefixModel(self.oracle)
+        self.probe = Probe(self.oracle, seed=0, n=2, max_length=1, samples=0, tolerance=self.tolerance)
+        self.longest = self.max_length if self.oracle.horizon is None else self.oracle.horizon
+        self.made: list[_Pair] = []
+
+    @rule(target=pairs, batch=st.integers(0, _MAX_BATCH))
+    def start(self, batch: int) -> _Pair:
+        """Empty histories."""
+        return self._keep(self.oracle.start(batch), np.zeros((batch, 0), dtype=np.int64))
+
+    @rule(target=pairs, pair=pairs, data=st.data())
+    def advance_by_token(self, pair: _Pair, data: DataObject) -> _Pair:
+        """One token of shape (batch,); past the horizon it must be refused."""
+        tokens = self._tokens(data, len(pair.prefixes), 1)
+        if pair.prefixes.shape[1] == self.oracle.horizon:
+            self._refused(f"advance past {pair.prefixes.tolist()}", pair, tokens)
+            return pair
+        if pair.prefixes.shape[1] == self.longest:
+            return pair
+        return self._advance(pair, tokens[:, 0].copy(), tokens)
+
+    @rule(target=pairs, pair=pairs, data=st.data())
+    def advance_by_chunk(self, pair: _Pair, data: DataObject) -> _Pair:
+        """A chunk of any length that fits, zero included."""
+        room = self.longest - pair.prefixes.shape[1]
+        tokens = self._tokens(data, len(pair.prefixes), data.draw(st.integers(0, room), "length"))
+        return self._advance(pair, tokens.copy(), tokens)
+
+    @rule(target=pairs, pair=pairs, data=st.data())
+    def take(self, pair: _Pair, data: DataObject) -> _Pair:
+        """Rows repeated, reordered, dropped."""
+        n = len(pair.prefixes)
+        chosen = st.lists(st.integers(0, n - 1), max_size=_MAX_BATCH) if n else st.just([])
+        rows = np.array(data.draw(chosen, "rows"), dtype=np.int64)
+        prefixes = pair.prefixes[rows]
+        state = self.oracle.take(pair.state, rows)
+        rows[:] = 0
+        return self._keep(state, prefixes)
+
+    @rule(pair=pairs)
+    def ask(self, pair: _Pair) -> None:
+        """The laws of a state, old or new."""
+        self._compare(pair)
+
+    def teardown(self) -> None:
+        """Every state ever made still answers."""
+        for pair in self.made:
+            self._compare(pair)
+
+    def _tokens(self, data: DataObject, batch: int, length: int) -> Int[np.ndarray, "batch length"]:
+        token = st.integers(0, self.oracle.vocab_size - 1)
+        flat = data.draw(st.lists(token, min_size=batch * length, max_size=batch * length), "tokens")
+        return np.array(flat, dtype=np.int64).reshape(batch, length)
+
+    def _advance(self, pair: _Pair, given: np.ndarray, tokens: np.ndarray) -> _Pair:
+        state = self.oracle.advance(pair.state, given)
+        given[...] = self.oracle.vocab_size - 1 - given  # the caller reuses its array
+        return self._keep(state, np.concatenate([pair.prefixes, tokens], axis=1))
+
+    def _keep(self, state: State, prefixes: np.ndarray) -> _Pair:
+        self.made.append(_Pair(state, prefixes))
+        return self.made[-1]
+
+    def _refused(self, inputs: str, pair: _Pair, tokens: np.ndarray) -> None:
+        self._checked(
+            lambda: Probe.refuses(inputs, lambda: self.oracle.advance(pair.state, tokens), HorizonError)
+        )
+
+    def _compare(self, pair: _Pair) -> None:
+        self._checked(lambda: self._check_laws(pair))
+
+    def _check_laws(self, pair: _Pair) -> None:
+        inputs = f"state of {pair.prefixes.tolist()}"
+        if pair.prefixes.shape[1] == self.oracle.horizon:
+            Probe.refuses(
+                f"log_probs of the {inputs}", lambda: self.oracle.log_probs(pair.state), HorizonError
+            )
+            return
+        answer = self.oracle.log_probs(pair.state)
+        self.probe.valid_laws(answer, len(pair.prefixes), inputs)
+        keys = [tuple(prefix) for prefix in pair.prefixes.tolist()]
+        expected = np.array([self.model.law(key) for key in keys]).reshape(answer.shape)
+        possible = np.array([self.model.possible(key) for key in keys], dtype=bool)
+        self.probe.same_laws(inputs, expected[possible], answer[possible])
+        if answer.flags.writeable:
+            answer[:] = 0.0  # what was handed out is the caller's
+
+    def _checked(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except Violation as broken:
+            raise ContractError(
+                "state machine", _STATEMENT, broken.inputs, broken.expected, broken.actual
+            ) from broken
+
+
 def oracle_state_machine(
     oracle: Oracle | Callable[[], Oracle], tolerance: float = 1e-9, max_length: int = 8
 ) -> type[RuleBasedStateMachine]:
@@ -67,108 +175,5 @@ def oracle_state_machine(
     """
     make = (lambda: oracle) if isinstance(oracle, Oracle) else oracle
     tolerance, max_length = as_number("tolerance", tolerance, 0.0), as_integer("max_length", max_length, 1)
-
-    class OracleStateMachine(RuleBasedStateMachine):
-        """Rules over one oracle."""
-
-        pairs = Bundle("pairs")
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.oracle = make()
-            self.model = _PrefixModel(self.oracle)
-            self.probe = Probe(self.oracle, seed=0, n=2, max_length=1, samples=0, tolerance=tolerance)
-            self.longest = max_length if self.oracle.horizon is None else self.oracle.horizon
-            self.made: list[_Pair] = []
-
-        @rule(target=pairs, batch=st.integers(0, _MAX_BATCH))
-        def start(self, batch: int) -> _Pair:
-            """Empty histories."""
-            return self._keep(self.oracle.start(batch), np.zeros((batch, 0), dtype=np.int64))
-
-        @rule(target=pairs, pair=pairs, data=st.data())
-        def advance_by_token(self, pair: _Pair, data: DataObject) -> _Pair:
-            """One token of shape (batch,); past the horizon it must be refused."""
-            tokens = self._tokens(data, len(pair.prefixes), 1)
-            if pair.prefixes.shape[1] == self.oracle.horizon:
-                self._refused(f"advance past {pair.prefixes.tolist()}", pair, tokens)
-                return pair
-            if pair.prefixes.shape[1] == self.longest:
-                return pair
-            return self._advance(pair, tokens[:, 0].copy(), tokens)
-
-        @rule(target=pairs, pair=pairs, data=st.data())
-        def advance_by_chunk(self, pair: _Pair, data: DataObject) -> _Pair:
-            """A chunk of any length that fits, zero included."""
-            room = self.longest - pair.prefixes.shape[1]
-            tokens = self._tokens(data, len(pair.prefixes), data.draw(st.integers(0, room), "length"))
-            return self._advance(pair, tokens.copy(), tokens)
-
-        @rule(target=pairs, pair=pairs, data=st.data())
-        def take(self, pair: _Pair, data: DataObject) -> _Pair:
-            """Rows repeated, reordered, dropped."""
-            n = len(pair.prefixes)
-            chosen = st.lists(st.integers(0, n - 1), max_size=_MAX_BATCH) if n else st.just([])
-            rows = np.array(data.draw(chosen, "rows"), dtype=np.int64)
-            prefixes = pair.prefixes[rows]
-            state = self.oracle.take(pair.state, rows)
-            rows[:] = 0
-            return self._keep(state, prefixes)
-
-        @rule(pair=pairs)
-        def ask(self, pair: _Pair) -> None:
-            """The laws of a state, old or new."""
-            self._compare(pair)
-
-        def teardown(self) -> None:
-            """Every state ever made still answers."""
-            for pair in self.made:
-                self._compare(pair)
-
-        def _tokens(self, data: DataObject, batch: int, length: int) -> Int[np.ndarray, "batch length"]:
-            token = st.integers(0, self.oracle.vocab_size - 1)
-            flat = data.draw(st.lists(token, min_size=batch * length, max_size=batch * length), "tokens")
-            return np.array(flat, dtype=np.int64).reshape(batch, length)
-
-        def _advance(self, pair: _Pair, given: np.ndarray, tokens: np.ndarray) -> _Pair:
-            state = self.oracle.advance(pair.state, given)
-            given[...] = self.oracle.vocab_size - 1 - given  # the caller reuses its array
-            return self._keep(state, np.concatenate([pair.prefixes, tokens], axis=1))
-
-        def _keep(self, state: State, prefixes: np.ndarray) -> _Pair:
-            self.made.append(_Pair(state, prefixes))
-            return self.made[-1]
-
-        def _refused(self, inputs: str, pair: _Pair, tokens: np.ndarray) -> None:
-            self._checked(
-                lambda: Probe.refuses(inputs, lambda: self.oracle.advance(pair.state, tokens), HorizonError)
-            )
-
-        def _compare(self, pair: _Pair) -> None:
-            self._checked(lambda: self._check_laws(pair))
-
-        def _check_laws(self, pair: _Pair) -> None:
-            inputs = f"state of {pair.prefixes.tolist()}"
-            if pair.prefixes.shape[1] == self.oracle.horizon:
-                Probe.refuses(
-                    f"log_probs of the {inputs}", lambda: self.oracle.log_probs(pair.state), HorizonError
-                )
-                return
-            answer = self.oracle.log_probs(pair.state)
-            self.probe.valid_laws(answer, len(pair.prefixes), inputs)
-            keys = [tuple(prefix) for prefix in pair.prefixes.tolist()]
-            expected = np.array([self.model.law(key) for key in keys]).reshape(answer.shape)
-            possible = np.array([self.model.possible(key) for key in keys], dtype=bool)
-            self.probe.same_laws(inputs, expected[possible], answer[possible])
-            if answer.flags.writeable:
-                answer[:] = 0.0  # what was handed out is the caller's
-
-        def _checked(self, check: Callable[[], None]) -> None:
-            try:
-                check()
-            except Violation as broken:
-                raise ContractError(
-                    "state machine", _STATEMENT, broken.inputs, broken.expected, broken.actual
-                ) from broken
-
-    return OracleStateMachine
+    settings = {"make": staticmethod(make), "tolerance": tolerance, "max_length": max_length}
+    return type("OracleStateMachine", (_OracleStateMachine,), settings)

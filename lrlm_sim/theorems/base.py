@@ -49,7 +49,8 @@ class Theorem:
         bound: the bound as a function of the instance, where it can be had without measuring.
         delta: share of instances on which the claim may fail; 0 for claims about every instance.
         mutants: deliberately broken versions of `measure`, by name; the check must catch each.
-        trials: instances per budget.
+        trials: most instances per budget; a claim with δ > 0 stops as soon as it is decided.
+        requires: optional packages, as {module: extra of this package}; without them it is not tried.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Theorem:
     delta: float = 0.0
     mutants: Mapping[str, Callable[[Instance], Measurement]] = field(default_factory=dict)
     trials: Mapping[str, int] = field(default_factory=lambda: {"small": 60, "medium": 400, "large": 4000})
+    requires: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, budget: Budget = "small", seed: int = 0) -> Finding:
         """Try the theorem on random instances; see `lrlm_sim.theorems.verify`."""
@@ -74,9 +76,9 @@ class Finding:
     """What trying a theorem showed.
 
     Attributes:
-        verdict: "holds" needs evidence at `confidence`, "violated" a counterexample (δ = 0) or a
-            failure frequency that δ explains with probability < 1 − confidence.
-        instances: tried.
+        verdict: "holds" needs evidence at `confidence`, "violated" a counterexample (δ = 0) or more failures
+            than δ explains at the suite's false-alarm budget; "undecided" is neither, or not tried.
+        instances: tried; 0 if a package that the theorem needs is missing.
         failures: instances on which measured > bound.
         worst: largest measured value among instances, with its bound: the one with least slack.
         claim: what the evidence says, in words, at `confidence`.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lrlm_sim.distances import kl_exact, total_variation
-from lrlm_sim.exact_distance import telescoping_bound
+from lrlm_sim.distances import kl_exact, sequence_probabilities, total_variation
+from lrlm_sim.exact_distance import expand_tree, telescoping_bound
 from lrlm_sim.spectra import low_rank_kl
 from lrlm_sim.theorems.base import Instance, Measurement, Theorem
 from oracles.base import Oracle
@@ -70,25 +70,72 @@ def _softmax_lemma_in_l2(instance: Instance) -> Measurement:
     return Measurement(float(gap.max()), 0.0, 1e-12)
 
 
+def _largest_step(p: Oracle, q: Oracle) -> float:
+    """η: the largest total variation between next-token laws after one prefix, over all prefixes."""
+    length = p.horizon or 0
+    steps = (np.abs(b.laws[0] - b.laws[1]).sum(axis=1).max() / 2 for b in expand_tree([p, q], length))
+    return float(max(steps, default=0.0))
+
+
 def _coupling(instance: Instance) -> Measurement:
-    p = HiddenMarkovModel.random(
-        instance["states"], instance["tokens"], instance["horizon"], instance["seed"]
-    )
-    scale = 10.0 ** -(instance["seed"] % 4)
-    q = perturbed(p, scale, instance["seed"])
-    # Logits moved by at most `scale`: every next-token law moves by at most `scale` in total variation.
-    return Measurement(total_variation(p, q), instance["horizon"] * scale, 1e-12)
+    """TV of the complete suffix laws after one random history h, against (T − |h|)·η."""
+    p, q = _pair(instance)
+    rng = np.random.default_rng(instance["seed"])
+    history = rng.integers(0, instance["tokens"], int(rng.integers(instance["horizon"])))
+    left = instance["horizon"] - len(history)
+    distance = total_variation(p.condition(history), q.condition(history))
+    return Measurement(distance, left * _largest_step(p, q), 1e-12)
+
+
+def _coins(horizon: int, eta: float = 0.05) -> tuple[Oracle, Oracle]:
+    """Independent tosses, all of them biased by η under one law and fair under the other."""
+    one = np.ones(1), np.ones((1, 1))
+    p, q = (HiddenMarkovModel(*one, np.array([[0.5 + b, 0.5 - b]]), horizon) for b in (eta, 0.0))
+    return p, q
 
 
 def _coupling_without_length(instance: Instance) -> Measurement:
     """Mutant: errors that do not add up over the string, on a pair where they do."""
-    horizon = instance["horizon"]
-    eta = 0.05
-    p, q = (
-        HiddenMarkovModel(np.ones(1), np.ones((1, 1)), np.array([[0.5 + bias, 0.5 - bias]]), horizon)
-        for bias in (eta, 0.0)
-    )
-    return Measurement(total_variation(p, q), eta, 1e-12)
+    p, q = _coins(instance["horizon"] + 2)
+    return Measurement(total_variation(p, q), _largest_step(p, q), 1e-12)
+
+
+def transcript_distance(p: Oracle, q: Oracle, queries: int, seed: int) -> float:
+    """TV between the transcripts of an adaptive learner that asks for `queries` completions, by enumeration.
+
+    The prefix of each query is a pseudorandom function (of `seed`) of all replies before it.
+    """
+    horizon = p.horizon or 0
+    completions: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+
+    def laws(prefix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        if prefix not in completions:
+            completions[prefix] = tuple(sequence_probabilities(o.condition(prefix)) for o in (p, q))  # type: ignore
+        return completions[prefix]
+
+    def branch(replies: tuple[int, ...], of_p: float, of_q: float) -> float:
+        if len(replies) == queries:
+            return abs(of_p - of_q) / 2
+        rng = np.random.default_rng([seed, *replies])
+        prefix = rng.integers(0, p.vocab_size, int(rng.integers(horizon))).tolist()
+        pairs = zip(*laws(tuple(prefix)), strict=True)
+        return sum(branch((*replies, i), of_p * float(a), of_q * float(b)) for i, (a, b) in enumerate(pairs))
+
+    return branch((), 1.0, 1.0)
+
+
+def _transcript(instance: Instance) -> Measurement:
+    seed, queries, horizon = instance["seed"], instance["queries"], instance["horizon"]
+    p = HiddenMarkovModel.random(instance["states"], 2, horizon, seed)
+    q = perturbed(p, 10.0 ** -(seed % 3), seed)
+    distance = transcript_distance(p, q, queries, seed)
+    return Measurement(distance, queries * horizon * _largest_step(p, q), 1e-12)
+
+
+def _transcript_of_one_query(instance: Instance) -> Measurement:
+    """Mutant: the bound of one query for three, on tosses where every reply tells something."""
+    p, q = _coins(1)
+    return Measurement(transcript_distance(p, q, 3, instance["seed"]), _largest_step(p, q), 1e-12)
 
 
 def _frobenius(instance: Instance) -> Measurement:
@@ -136,11 +183,21 @@ THEOREMS = (
     ),
     Theorem(
         "coupling",
-        "If all next-token laws differ by at most η, laws of strings differ by at most T·η.",
+        "If all next-token laws differ by at most η, the laws of complete suffixes after a history h "
+        "differ by at most (T − |h|)·η.",
         "arXiv:2512.09892; Mausberg 2026",
-        {"states": (1, 4), "tokens": (2, 4), "horizon": (3, 6)},
+        _SIZES,
         _coupling,
         mutants={"errors that do not add up": _coupling_without_length},
+    ),
+    Theorem(
+        "coupling-transcript",
+        "The transcripts of an adaptive learner that asks for q completions then differ by at most q·T·η.",
+        "Mausberg 2026",
+        {"states": (1, 3), "horizon": (1, 3), "queries": (1, 3)},
+        _transcript,
+        mutants={"one query instead of q": _transcript_of_one_query},
+        trials={"small": 40, "medium": 200, "large": 1000},
     ),
     Theorem(
         "kl-frobenius",

@@ -23,6 +23,7 @@ from oracles.probabilistic_automaton import ProbabilisticAutomaton
 _HMM = {"states": (1, 5), "tokens": (1, 4), "horizon": (1, 5)}
 _ISAN = {"width": (1, 4), "tokens": (2, 4), "horizon": (2, 6)}
 _FEW = {"small": 24, "medium": 100, "large": 600}
+_STATISTICAL = {"small": 160, "medium": 600, "large": 4000}  # δ = 0.05 needs 100 instances without a failure
 
 
 def _hmm(instance: Instance) -> HiddenMarkovModel:
@@ -113,27 +114,56 @@ def _noise(instance: Instance, factor: float = 1.0) -> Measurement:
     return Measurement(interval.low, min(1.0, bound), 0.0)
 
 
-def _lstar(instance: Instance) -> Measurement:
-    """Equivalence queries over the k that Angluin's argument allows, plus TV of the automaton found."""
+def _needs_fidelity(instance: Instance) -> Measurement:
+    """2/√m − TV of the submatrix learner, which must be negative."""
+    learner = ExactConditionalLearner(samples=1000, tolerance=1e-6, max_rank=3)
+    found = _fidelity(instance, learner)
+    return Measurement(found.bound - found.measured, 0.0, 0.0)
+
+
+def _exact_probabilities(instance: Instance) -> Measurement:
+    """Mutant: the same learner on exact answers, which near-duplicate states do not disturb."""
+    teacher = _near_duplicates(instance)
+    result = ExactConditionalLearner().fit(ConditionalProbabilityAccess(teacher), instance["seed"])
+    return Measurement(2 / np.sqrt(1000) - total_variation(teacher, result.model), 0.0, 0.0)
+
+
+def _automaton(instance: Instance) -> ProbabilisticAutomaton:
+    """A random DFA of which some states forbid a token, so that its states differ."""
+    states, tokens = instance["states"], instance["tokens"]
     rng = np.random.default_rng(instance["seed"])
-    delta = rng.integers(0, instance["states"], (instance["states"], 2))
-    closed = rng.random(instance["states"]) < 0.5
-    delta[closed, rng.integers(0, 2, instance["states"])[closed]] = -1
-    teacher = ProbabilisticAutomaton.from_dfa(delta, 0, 12)
+    delta = rng.integers(0, states, (states, tokens))
+    closed = rng.random(states) < 0.5
+    delta[closed, rng.integers(0, tokens, states)[closed]] = -1
+    return ProbabilisticAutomaton.from_dfa(delta, 0, 12)
+
+
+def _lstar(instance: Instance, max_states: int = 1000) -> tuple[float, dict[str, int]]:
+    """TV of the automaton that L* finds, and its numbers of states, columns and queries."""
+    teacher = _automaton(instance)
     access = ConditionalProbabilityAccess(teacher, seed=instance["seed"])
-    result = LStar().fit(access, instance["seed"])
-    extra = max(0, result.stats["equivalence_queries"] - result.stats["states"])
-    return Measurement(extra + total_variation(teacher, result.model), 0.0, 1e-9)
+    result = LStar(equivalence_strings=100, max_states=max_states).fit(access, instance["seed"])
+    return total_variation(teacher, result.model), dict(result.stats)
 
 
-def _lstar_stops_early(instance: Instance) -> Measurement:
-    """Mutant: at most one state."""
-    rng = np.random.default_rng(instance["seed"])
-    delta = rng.integers(0, instance["states"], (instance["states"], 2))
-    delta[0, 0] = -1
-    teacher = ProbabilisticAutomaton.from_dfa(delta, 0, 12)
-    result = LStar(max_states=1).fit(ConditionalProbabilityAccess(teacher), instance["seed"])
-    return Measurement(total_variation(teacher, result.model), 0.0, 1e-9)
+def _lstar_equivalence(instance: Instance, max_states: int = 1000) -> Measurement:
+    """Equivalence queries beyond k, the number of states of the teacher, plus TV of the automaton found."""
+    distance, stats = _lstar(instance, max_states)
+    extra = max(0, stats["equivalence_queries"] - instance["states"])
+    return Measurement(extra + distance, 0.0, 1e-9)
+
+
+def _lstar_membership(instance: Instance) -> Measurement:
+    """Histories asked for the table and for counterexamples, against (1 + kA)·k + (k−1)·(T + 1)."""
+    k, length = instance["states"], 12
+    allowed = (1 + k * instance["tokens"]) * k + (k - 1) * (length + 1)
+    return Measurement(_lstar(instance)[1]["membership_queries"], allowed, 0)
+
+
+def _one_query_per_transition(instance: Instance) -> Measurement:
+    """Mutant: kA queries, as if states were seen and not told apart by suffixes."""
+    found = _lstar_membership({**instance, "states": 5})
+    return Measurement(found.measured, 5 * instance["tokens"], 0)
 
 
 THEOREMS = (
@@ -167,7 +197,7 @@ THEOREMS = (
         lambda instance: 0.1,
         delta=0.05,
         mutants={"a hundredth of the samples": lambda i: _from_samples(i, 0.01)},
-        trials=_FEW,
+        trials=_STATISTICAL,
     ),
     Theorem(
         "fidelity-independence",
@@ -182,7 +212,18 @@ THEOREMS = (
                 {**i, "gap": 2}, ExactConditionalLearner(samples=1000, tolerance=1e-6, max_rank=3)
             )
         },
-        trials=_FEW,
+        trials=_STATISTICAL,
+    ),
+    Theorem(
+        "fidelity-dependence",
+        "The submatrix learner needs fidelity: with m = 1000 samples and two hidden states 0.1 % "
+        "apart its total variation exceeds 2/√m on most teachers (δ = 0.4).",
+        "arXiv:2302.14753, dependence on Δ*; arXiv:2411.07536, section 1",
+        {"gap": (3, 4)},
+        _needs_fidelity,
+        delta=0.4,
+        mutants={"exact probabilities": _exact_probabilities},
+        trials=_STATISTICAL,
     ),
     Theorem(
         "exact-conditional",
@@ -193,6 +234,7 @@ THEOREMS = (
         _submatrix,
         delta=0.05,
         mutants={"one history per cut": _one_counterexample},
+        trials=_STATISTICAL,
     ),
     Theorem(
         "logit-rank-isan",
@@ -212,12 +254,22 @@ THEOREMS = (
         trials=_FEW,
     ),
     Theorem(
-        "lstar-queries",
+        "lstar-equivalence-queries",
         "L* finds a DFA with k states by at most k equivalence queries.",
         "Angluin 1987; Rivest and Schapire 1993",
-        {"states": (1, 5)},
-        _lstar,
-        mutants={"at most one state": _lstar_stops_early},
+        {"states": (1, 5), "tokens": (2, 3)},
+        _lstar_equivalence,
+        mutants={"at most one state": lambda i: _lstar_equivalence(i, 1)},
+        trials=_FEW,
+    ),
+    Theorem(
+        "lstar-membership-queries",
+        "Its observation table takes at most k(1 + kA) membership queries, and each of at most k − 1 "
+        "counterexamples, of at most m tokens, m + 1 more.",
+        "Angluin 1987; Rivest and Schapire 1993",
+        {"states": (1, 5), "tokens": (2, 3)},
+        _lstar_membership,
+        mutants={"one query per transition": _one_query_per_transition},
         trials=_FEW,
     ),
 )

@@ -57,6 +57,15 @@ def _exact(instance: Instance, learner: LogitQueryLearner) -> Measurement:
     return Measurement(total_variation(teacher, result.model) + doubt, 0.0, 1e-9)
 
 
+def _noisy(instance: Instance, factor: float = 1.0) -> Measurement:
+    """TV of a learner told ξ, with every answer off by up to factor·ξ, against ξ T³ d^(3/2)."""
+    xi, teacher = 10.0 ** -instance["digits"], _isan(instance)
+    access = LogitAccess(teacher, noise=factor * xi, seed=instance["seed"])
+    result = LogitQueryLearner(rank=instance["width"], noise=xi).fit(access, instance["seed"])
+    bound = xi * instance["horizon"] ** 3 * instance["width"] ** 1.5
+    return Measurement(total_variation(teacher, result.model), bound, 0.0)
+
+
 def _one_epoch_without_closure(instance: Instance) -> Measurement:
     """Mutant: no closure, and only one epoch to find witness words."""
     teacher = NoisyParity.random(4, 0.1, instance["seed"])
@@ -127,6 +136,16 @@ THEOREMS = (
         trials=_FEW,
     ),
     Theorem(
+        "logit-query-noise",
+        "Told that logits are known to ±ξ, the logit-query learner ends within ξ T³ d^(3/2) (constant one).",
+        "arXiv:2512.09892, Theorem 5.11; Mausberg 2026, appendix on finite precision",
+        {"width": (1, 3), "tokens": (2, 3), "horizon": (3, 6), "digits": (4, 6)},
+        _noisy,
+        lambda instance: 10.0 ** -instance["digits"] * instance["horizon"] ** 3 * instance["width"] ** 1.5,
+        mutants={"ten thousand times the noise": lambda i: _noisy({**i, "digits": 5, "horizon": 4}, 1e4)},
+        trials=_FEW,
+    ),
+    Theorem(
         "witness-words",
         "Without closure, the witness words per cut stay below the elliptical-potential bound.",
         "arXiv:2512.09892, section 5; constants of Mausberg 2026",
@@ -165,6 +184,6 @@ THEOREMS = (
         mutants={
             "two draws per history": lambda i: _smoothed_learner({**i, "tokens": 3, "horizon": 4}, 2, 1)
         },
-        trials=_FEW,
+        trials={"small": 160, "medium": 600, "large": 4000},
     ),
 )

@@ -6,7 +6,7 @@ from scipy.special import softmax
 
 from lrlm_sim import certificate
 from lrlm_sim import distances as d
-from lrlm_sim.confidence import binomial_test_failures
+from lrlm_sim.confidence import binomial_interval, binomial_test_failures, mean_interval
 from oracles import ISAN, HiddenMarkovModel, NoisyParity, Tabular
 from oracles.access import (
     ConditionalProbabilityAccess,
@@ -177,6 +177,96 @@ def test_lower_bound_covers():
     assert binomial_test_failures(missed, trials, 0.2) > FALSE_ALARM
 
 
+def test_the_two_intervals_of_logits_share_the_confidence():
+    found = d.certify(LogitAccess(TEACHER, seed=4), MODELS["near"], 300, 0.9)
+    strings = LogitAccess(TEACHER, seed=4).sample(300)
+    ratios = np.maximum(0, -np.expm1(MODELS["near"].score(strings) - TEACHER.score(strings)))
+    alone = mean_interval(ratios, 0.95)  # δ/2 of δ = 0.1
+    assert (found.ratio.low, found.ratio.high) == pytest.approx((alone.low, alone.high), abs=1e-9)
+    assert (found.ratio.n, found.telescoping.n) == (300, 300)
+    assert found.ratio.confidence == pytest.approx(0.95)
+    assert found.telescoping.confidence == pytest.approx(0.95)
+    steps = np.zeros(300)
+    for t in range(6):
+        laws = [np.exp(oracle.next_log_probs(strings[:, :t])) for oracle in (TEACHER, MODELS["near"])]
+        steps += np.abs(laws[0] - laws[1]).sum(axis=1) / 2
+    upper = mean_interval(steps / 6, 0.95, side="upper").high
+    assert found.telescoping.high == pytest.approx(6 * upper, abs=1e-9)
+    assert found.interval.confidence == found.confidence == 0.9
+
+
+def counted(strings, vocab, order, positional):
+    """Add-½ log-likelihood of tokens given the last `order` tokens, by a dictionary; −1 before the string."""
+    counts = {}
+
+    def context(x, t):
+        past = tuple(int(x[t - j]) if t >= j else -1 for j in range(order, 0, -1))
+        return (*past, t) if positional else past
+
+    for x in strings:
+        for t, z in enumerate(x):
+            counts.setdefault(context(x, t), np.full(vocab, 0.5))[z] += 1
+
+    def score(x):
+        rows = (counts.get(context(x, t), np.full(vocab, 0.5)) for t in range(len(x)))
+        return sum(np.log(row[z] / row.sum()) for row, z in zip(rows, x, strict=True))
+
+    return lambda batch: np.array([score(x) for x in batch])
+
+
+@pytest.mark.parametrize("positional", [False, True])
+@pytest.mark.parametrize(("n", "order"), [(3, 0), (None, 1), (None, 2)])
+def test_count_models_match_a_dictionary(n, order, positional):
+    """Without `n`, the fewest strings whose tokens bear that order; one string less bears one order less."""
+    vocab, length = 3, 5
+    places = length if positional else 1
+    tokens = places * (vocab + 1) ** order * vocab * certificate._TOKENS_PER_COUNT
+    enough = -(-tokens // length) if n is None else n
+    rng = np.random.default_rng(order)
+    fresh = rng.integers(0, vocab, (40, length))
+    for size, expected in ((enough, order), (enough - 1, max(0, order - 1))):
+        strings = rng.integers(0, vocab, (size, length))
+        found = certificate._count_model(strings, vocab, positional)(fresh)
+        np.testing.assert_allclose(found, counted(strings, vocab, expected, positional)(fresh), atol=1e-12)
+
+
+def test_the_event_is_the_one_with_the_largest_gap():
+    """Strings of the teacher repeat a token at a fixed place; the model is uniform: only counts can tell."""
+    rng = np.random.default_rng(0)
+    uniform = HiddenMarkovModel([1.0], [[1.0]], [[0.5, 0.5]], 8)
+    teacher = rng.integers(0, 2, (4000, 8))
+    teacher[:, 5] = 1
+    model = uniform.sample(4000, 1)
+    event = certificate._best_event(teacher[:2000], teacher[2000:], model, uniform)
+    fresh = rng.integers(0, 2, (4000, 8))
+    marked = fresh.copy()
+    marked[:, 5] = 1
+    assert abs(event(marked).mean() - event(fresh).mean()) > 0.45
+    # where tokens themselves differ, the surprise under the model is enough, whatever the counts
+    biased = HiddenMarkovModel([1.0], [[1.0]], [[0.9, 0.1]], 8)
+    few = rng.integers(0, 2, (2, 8))
+    event = certificate._best_event(few, rng.integers(0, 2, (2000, 8)), biased.sample(2000, 2), biased)
+    assert event(rng.integers(0, 2, (2000, 8))).mean() - event(biased.sample(2000, 3)).mean() > 0.7
+
+
+def test_lower_bounds_spend_half_on_each_frequency():
+    found = d.certify(SampleAccess(TEACHER, seed=1), MODELS["far"], 4000, 0.9, 3)
+    again = SampleAccess(TEACHER, seed=1).sample(4000, 6)
+    fit, choose, test = np.split(again, [1000, 2000])
+    rng = np.random.default_rng(3)
+    event = certificate._best_event(fit, choose, MODELS["far"].sample(1000, rng, length=6), MODELS["far"])
+    model = MODELS["far"].sample(8000, rng, length=6)
+    under_p = binomial_interval(int(event(test).sum()), 2000, 0.95, "lower")
+    under_q = binomial_interval(int(event(model).sum()), 8000, 0.95, "upper")
+    assert found.low == pytest.approx(under_p.low - under_q.high, abs=1e-9)
+    assert found.estimate == pytest.approx(under_p.estimate - under_q.estimate)
+    assert found.note == (
+        "a lower bound only: without the teacher's probabilities no upper bound exists; "
+        "LogitAccess or ConditionalProbabilityAccess give one"
+    )
+    assert (found.n, found.confidence) == (4000, 0.9)
+
+
 def test_samples_see_impossible_strings_and_miss_parity():
     supported = Tabular(np.array([[0.5, 0.5], [0, 0]]))
     other = Tabular(np.array([[0, 0], [0.5, 0.5]]))
@@ -220,7 +310,7 @@ def test_refusals():
         for kind in (LogitAccess, ConditionalProbabilityAccess, SampleAccess):
             with pytest.raises(ParameterError):
                 d.certify(kind(TEACHER), TEACHER, 100, confidence)
-    with pytest.raises(ParameterError):
+    with pytest.raises(ParameterError, match=r"^n must be"):
         d.certify(SampleAccess(TEACHER), TEACHER, 3)
     with pytest.raises(BudgetError):
         d.certify(LogitAccess(TEACHER, budget=120), TEACHER, 100)

@@ -131,6 +131,117 @@ def test_failure_probability_is_the_binomial_tail(trials, share, delta):
     assert c.binomial_test_failures(failures, trials, delta) == pytest.approx(expected, rel=1e-8, abs=1e-300)
 
 
+def chance_of_ever_deciding(rate, delta, alpha, trials):
+    """Exact probabilities that `failure_evidence` reaches 1/α within so many trials: against, in favour."""
+    reached = {"against": 0.0, "in_favour": 0.0}
+    for side in reached:
+        alive = np.array([1.0])  # mass of each number of failures that has not reached it yet
+        for n in range(1, trials + 1):
+            alive = np.convolve(alive, [1 - rate, rate])
+            decided = [getattr(c.failure_evidence(k, n, delta), side) >= 1 / alpha for k in range(n + 1)]
+            reached[side] += alive[decided].sum()
+            alive[decided] = 0.0
+    return reached["against"], reached["in_favour"]
+
+
+@pytest.mark.parametrize(("delta", "alpha"), [(0.05, 0.05), (0.3, 0.01), (0.5, 0.1)])
+def test_evidence_is_reached_at_any_time_with_its_stated_probability(delta, alpha):
+    """Calibration without sampling: every stopping rule within 100 trials is covered by the recursion."""
+    against, in_favour = chance_of_ever_deciding(delta, delta, alpha, 100)
+    assert 0 < against <= alpha
+    assert 0 < in_favour <= alpha
+    assert chance_of_ever_deciding(delta / 2, delta, alpha, 100)[0] < against  # rates below δ: rarer still
+    assert chance_of_ever_deciding((1 + delta) / 2, delta, alpha, 100)[1] < in_favour
+
+
+def test_evidence_decides_what_is_plain():
+    against, _ = chance_of_ever_deciding(0.4, 0.05, 1e-6, 100)
+    _, in_favour = chance_of_ever_deciding(0.001, 0.05, 0.01, 160)
+    assert against > 0.999
+    assert in_favour > 0.9
+    assert c.failure_evidence(0, 0, 0.2) == c.FailureEvidence(pytest.approx(1.0), pytest.approx(1.0))
+
+
+@pytest.mark.parametrize(("k", "n", "delta"), [(0, 30, 0.05), (3, 40, 0.1), (20, 20, 0.7), (500, 4000, 0.1)])
+def test_evidence_is_the_mixture_of_likelihood_ratios(k, n, delta):
+    def ratio(theta):
+        power = (
+            k * np.log(theta) + (n - k) * np.log1p(-theta) - k * np.log(delta) - (n - k) * np.log1p(-delta)
+        )
+        return np.exp(power)
+
+    grid = (np.arange(200_000) + 0.5) / 200_000
+    above = ratio(delta + (1 - delta) * grid).mean()
+    below = ratio(delta * grid).mean()
+    found = c.failure_evidence(k, n, delta)
+    assert found.against == pytest.approx(above, rel=1e-5)
+    assert found.in_favour == pytest.approx((below + (k == 0) * (1 - delta) ** -n) / 2, rel=1e-5)
+
+
+def test_looking_at_fixed_size_tests_at_every_trial_would_alarm_too_often():
+    """Why there is evidence: stopping at the first small tail probability alarms far more often than α."""
+    delta, alpha, trials = 0.2, 0.05, 200
+    alive, alarms = np.array([1.0]), 0.0
+    for n in range(1, trials + 1):
+        alive = np.convolve(alive, [1 - delta, delta])
+        seen = np.array([c.binomial_test_failures(k, n, delta) < alpha for k in range(n + 1)])
+        alarms += alive[seen].sum()
+        alive[seen] = 0.0
+    assert alarms > 2 * alpha
+
+
+def test_betting_bounds_hold_at_every_sample_size_at_once():
+    """The interval of n samples is inside those of all smaller sizes made with the same bets: the running
+    maximum of the capital is used, so one miss in n looks costs no more than δ (Ville)."""
+    rng, trials, n, delta = np.random.default_rng(11), 2000, 120, 0.1
+    values = (rng.random((trials, n)) < 0.3) * 1.0
+    bets = np.sqrt(2 * np.log(1 / delta) / (n * c._plug_in_variances(values)))
+    at_mean = c._peak_log_capital(c._in_lanes(values), c._in_lanes(bets), np.full(trials, 0.3))
+    ever = int((at_mean >= np.log(1 / delta)).sum())
+    assert c.binomial_test_failures(ever, trials, delta) > FALSE_ALARM
+    assert ever > 0
+
+
+@pytest.mark.parametrize("parts", [7, [1.0, 2.0, 4.0]])
+def test_a_suite_of_dependent_events_alarms_within_its_budget(parts):
+    """The worst dependence is disjoint events: their probabilities add up, to at most the budget."""
+    shares = c.false_alarm_budget(0.02, parts)
+    uniform = np.random.default_rng(5).random(20_000)
+    ends = np.cumsum(shares)
+    alarms = sum(
+        ((uniform >= end - share) & (uniform < end)).sum() for share, end in zip(shares, ends, strict=True)
+    )
+    assert ends[-1] <= 0.02
+    assert c.binomial_test_failures(int(alarms), len(uniform), 0.02) > FALSE_ALARM
+
+
+def test_hoeffding_and_bernstein_are_their_formulas():
+    values = np.array([[0.1, 0.4, 0.4, 0.2, 0.9, 0.0, 0.3, 0.3] * 40])
+    n, mean, variance = values.size, values.mean(), values.var(ddof=1)
+    low, high = c.hoeffding_bounds(values, 0.05, 0.2)
+    assert low[0] == pytest.approx(mean - np.sqrt(np.log(20) / (2 * n)), rel=1e-12)
+    assert high[0] == pytest.approx(mean + np.sqrt(np.log(5) / (2 * n)), rel=1e-12)
+    low, high = c.bernstein_bounds(values, 0.05, 0.2)
+    for end, sign, delta in ((low, -1, 0.05), (high, 1, 0.2)):
+        log = np.log(2 / delta)
+        radius = np.sqrt(2 * variance * log / n) + 7 * log / (3 * (n - 1))
+        assert end[0] == pytest.approx(mean + sign * radius, rel=1e-12)
+    for bounds in (c.hoeffding_bounds, c.bernstein_bounds):
+        assert bounds(values, 0.0, 0.0) == (0.0, 1.0)
+        assert bounds(values[:, :2], 1e-9, 1e-9) == (0.0, 1.0)  # cut at the trivial ends
+
+
+def test_intervals_carry_their_sizes():
+    for interval in (c.binomial_interval(3, 20, 0.9), c.mean_interval(np.full(20, 0.15), 0.9)):
+        assert (interval.n, interval.confidence) == (20, 0.9)
+        assert interval.estimate == pytest.approx(0.15)
+    assert c.binomial_interval(3, 20) == c.binomial_interval(3, 20, 0.95, "both")
+    assert c.binomial_bounds(1, 20, 0.05, 0.05)[0] == pytest.approx(1 - 0.95 ** (1 / 20))  # above 0
+    assert c.false_alarm_budget(1.0, 2).sum() <= 1
+    with pytest.raises(ParameterError, match="delta"):
+        c.false_alarm_budget(1.5, 2)
+
+
 def test_budget_shares_add_up():
     shares = c.false_alarm_budget(0.05, [3, 1, 1])
     assert shares.sum() <= 0.05
@@ -177,6 +288,9 @@ def test_interval_membership_and_errors():
         (lambda: c.mean_interval([0.1], side="left"), ParameterError),
         (lambda: c.binomial_interval(5, 4), ParameterError),
         (lambda: c.binomial_test_failures(5, 4, 0.1), ParameterError),
+        (lambda: c.failure_evidence(5, 4, 0.1), ParameterError),
+        (lambda: c.failure_evidence(1, 4, 0.0), ParameterError),
+        (lambda: c.failure_evidence(1, 4, 1.0), ParameterError),
         (lambda: c.false_alarm_budget(0.1, 0), ParameterError),
         (lambda: c.false_alarm_budget(0.1, [1.0, -1.0]), ParameterError),
     ],

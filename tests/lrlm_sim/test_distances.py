@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -6,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrlm_sim import distances as d
-from lrlm_sim import exact_distance, sampled_distance
-from lrlm_sim.confidence import binomial_test_failures
-from oracles import ISAN, HiddenMarkovModel, LinearForm, NGram, Oracle, Tabular, WeightedAutomaton
+from lrlm_sim import exact_distance
+from oracles import ISAN, HiddenMarkovModel, LinearForm, Oracle, Tabular, WeightedAutomaton
 from oracles.base import Conditioned
 from oracles.errors import (
     HorizonError,
@@ -182,7 +182,7 @@ def test_hand_computed_values():
 @pytest.mark.parametrize(
     "broken",
     [lambda x: float(x.sum()), lambda x: 2 * float(np.abs(x).sum())],
-    ids=["no absolute value", "no ½"],
+    ids=["no absolute value", "no half"],
 )
 @pytest.mark.parametrize("method", ["products", "tree"])
 def test_the_reference_catches_broken_variants(monkeypatch, broken, method):
@@ -316,115 +316,39 @@ def test_linear_forms_that_are_no_laws_are_refused(final, error):
         d.total_variation(p, Wrong(p, ()))
 
 
-# --- estimated --------------------------------------------------------------------------------------
+def test_limits_and_cuts_of_the_product_engine():
+    """The cheapest cut, by the operation counts that the docstring states, written out once more."""
+    rng = np.random.default_rng(3)
+    widths = [3, 2, 5, 4, 1, 6, 2]
+    operators = [rng.random((3, a, b)) for a, b in itertools.pairwise(widths)]
+    forms = [LinearForm(np.ones(3), operators, np.ones(2)), LinearForm(np.ones(3), operators, np.ones(2))]
+
+    def cost(cut):
+        heads = sum(3 ** (t + 1) * 2 * widths[t] * widths[t + 1] for t in range(cut))
+        tails = sum(3 ** (6 - t) * 2 * widths[t] * widths[t + 1] for t in range(cut, 6))
+        return 3**6 * 2 * widths[cut] + heads + tails
+
+    assert exact_distance._choose_cut(forms) == min(range(1, 7), key=cost)
 
 
-def deviation_bound(values, weights, n):
-    """Bernstein: |mean of n samples − expectation| exceeds this with probability ≤ FALSE_ALARM."""
-    mean = values @ weights
-    variance, scale = ((values - mean) ** 2) @ weights, np.abs(values - mean)[weights > 0].max()
-    log = np.log(2 / FALSE_ALARM)
-    return np.sqrt(2 * variance * log / n) + 2 * scale * log / (3 * n)
+def test_the_two_sides_must_fit_in_memory(monkeypatch):
+    p = HiddenMarkovModel.random(2, 4, 8, 0).linear_form()
+
+    def size(cut):  # float64 rows of heads one token short, and of tails, of both models
+        return 8 * (4 ** (cut - 1) * 4 + 4 ** (8 - cut) * 4)
+
+    smallest = min(map(size, range(1, 9)))
+    monkeypatch.setattr(exact_distance, "_SIDE_BYTES", smallest)
+    cut = exact_distance._choose_cut([p, p])
+    assert size(cut) == smallest
+    monkeypatch.setattr(exact_distance, "_SIDE_BYTES", smallest - 1)
+    with pytest.raises(TooLargeError, match=re.escape(f"{smallest:.3g} bytes")):
+        exact_distance._choose_cut([p, p])
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_estimates_agree_with_the_exact_values(seed):
-    rng, n = np.random.default_rng(seed), 20_000
-    p = [HiddenMarkovModel.random(3, 3, 5, rng), ISAN.random(3, 3, 5, rng)][seed % 2]
-    q = HiddenMarkovModel.random(2, 3, 5, rng)
-    of_p, of_q = brute(p), brute(q)
-    tv = d.estimate_total_variation(p, q, n, 1 - FALSE_ALARM, rng)
-    assert d.total_variation(p, q) in tv
-    excess = np.maximum(0, 1 - of_q / of_p)
-    assert abs(tv.estimate - d.total_variation(p, q)) <= deviation_bound(excess, of_p, n)
-    sequence = d.kl(p, q, n, rng, method="sequence")
-    assert abs(sequence.estimate - d.kl_exact(p, q)) <= deviation_bound(np.log(of_p / of_q), of_p, n)
-    chain = d.kl(p, q, n, rng)
-    profile = d.kl_profile(p, q, n, rng)
-    assert profile.shape == (n, 5)
-    sums = _chain_terms(p, q)
-    assert abs(chain.estimate - d.kl_exact(p, q)) <= deviation_bound(sums, of_p, n)
-    assert chain.standard_error < sequence.standard_error
-    assert chain.low < chain.estimate < chain.high
-
-
-def _chain_terms(p, q):
-    """Σ_t KL(P(·|x_<t) ‖ Q(·|x_<t)) of every string x, by hand."""
-    x = strings(p.vocab_size, p.horizon)
-    total = np.zeros(len(x))
-    for t in range(p.horizon):
-        log_p, log_q = p.next_log_probs(x[:, :t]), q.next_log_probs(x[:, :t])
-        total += (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    return total
-
-
-def test_estimated_interval_covers_the_exact_value():
-    p, q = HiddenMarkovModel.random(3, 3, 4, 0), HiddenMarkovModel.random(3, 3, 4, 1)
-    exact, rng, trials = d.total_variation(p, q), np.random.default_rng(0), 400
-    missed = sum(exact not in d.estimate_total_variation(p, q, 60, 0.8, rng) for _ in range(trials))
-    assert binomial_test_failures(missed, trials, 0.2) > FALSE_ALARM
-
-
-def test_long_strings_whose_probability_underflows():
-    p = HiddenMarkovModel.random(3, 30, 400, 0)
-    q = HiddenMarkovModel(p.initial, p.transition, 0.999 * p.emission + 0.001 / 30, 400)
-    assert np.exp(p.score(p.sample(1, 0)))[0] == 0
-    interval = d.estimate_total_variation(p, q, 500, 0.95, 0)
-    assert 0 < interval.low < interval.high < 0.5
-    assert d.estimate_total_variation(p, p, 500, 0.95, 0).estimate == 0
-    opposite = HiddenMarkovModel.random(3, 30, 400, 1)
-    assert d.estimate_total_variation(p, opposite, 500, 0.95, 0).low > 0.98
-
-
-def test_models_with_impossible_strings():
-    p, q = Tabular(np.array([[0.5, 0.25], [0.25, 0]])), Tabular(np.array([[0.5, 0], [0.25, 0.25]]))
-    interval = d.estimate_total_variation(p, q, 5000, 1 - FALSE_ALARM, 0)
-    assert 0.25 in interval
-    assert interval.width < 0.1
-    for method in ("chain", "sequence"):
-        infinite = d.kl(p, q, 200, 0, method=method)
-        assert (infinite.estimate, infinite.low, infinite.high) == (np.inf, np.inf, np.inf)
-    rare = Tabular(np.array([[1 - 1e-9, 0], [0, 1e-9]]))
-    point = Tabular(np.array([[1.0, 0], [0, 0]]))
-    assert d.kl(rare, point, 10, 0).estimate == np.inf  # the chain rule sees tokens that were not drawn
-    assert np.isfinite(d.kl(rare, point, 10, 0, method="sequence").estimate)
-    assert d.kl(point, rare, 10, 0).estimate == pytest.approx(1e-9, rel=1e-6)
-
-
-def test_per_token_divides_by_the_length():
-    p, q = HiddenMarkovModel.random(2, 3, 8, 0), HiddenMarkovModel.random(2, 3, 8, 1)
-    whole, token = d.kl(p, q, 300, 5), d.kl_per_token(p, q, 300, 5)
-    assert token.estimate == pytest.approx(whole.estimate / 8)
-    assert token.standard_error == pytest.approx(whole.standard_error / 8)
-    short = d.kl_per_token(p, q, 300, 5, length=4)
-    assert short.estimate == pytest.approx(d.kl(p, q, 300, 5, length=4).estimate / 4)
-
-
-def test_results_depend_on_the_seed_alone():
-    p, q = HiddenMarkovModel.random(2, 3, 8, 0), HiddenMarkovModel.random(2, 3, 8, 1)
-    first, again = (d.estimate_total_variation(p, q, 1000, 0.9, 3) for _ in range(2))
-    assert first == again
-    assert first != d.estimate_total_variation(p, q, 1000, 0.9, 4)
-    assert d.kl(p, q, 100, 3) == d.kl(p, q, 100, 3)
-
-
-def test_samples_come_in_blocks(monkeypatch):
-    p, q = NGram.random(1, 3, 6, 0), HiddenMarkovModel.random(2, 3, 6, 1)
-    whole = d.estimate_total_variation(p, q, 1000, 0.9, 3)
-    monkeypatch.setattr(sampled_distance, "_STRINGS", 64)
-    assert d.estimate_total_variation(p, q, 1000, 0.9, 3).estimate == pytest.approx(whole.estimate, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda p: d.estimate_total_variation(p, p, 0),
-        lambda p: d.estimate_total_variation(p, p, 10, 1.5),
-        lambda p: d.kl(p, p, 10, 0, method="exact"),
-        lambda p: d.kl(p, p, 10, 0, confidence=1.0),
-        lambda p: d.kl_per_token(p, p, 10, 0, length=0),
-    ],
-)
-def test_bad_parameters_are_refused(call):
-    with pytest.raises(ParameterError):
-        call(HiddenMarkovModel.random(2, 3, 4, 0))
+def test_rounding_below_zero_is_cut_in_place():
+    values = np.array([0.5, -1e-12, 0.5])
+    assert exact_distance._non_negative(values) is values
+    np.testing.assert_array_equal(values, [0.5, 0.0, 0.5])
+    with pytest.raises(ProbabilityError, match=r"-0\.001"):
+        exact_distance._non_negative(np.array([1.0, -1e-3]))

@@ -18,6 +18,7 @@ STUDIES = {
     "fidelity": ["fidelity"],
     "parity_queries": ["parity"],
     "hmm_compression": ["compression"],
+    "certificate_coverage": ["coverage", "widths"],
 }
 
 

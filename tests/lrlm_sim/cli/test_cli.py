@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lrlm_sim.cli import main
+from lrlm_sim.theorems import check_theorem
 from oracles import HiddenMarkovModel
 from oracles.storage import load, save
 
@@ -150,6 +151,44 @@ def test_verify_repeats_an_instance_and_kills_mutants(tmp_path, capsys):
     assert run(["verify", "hmm-rank", "--mutants", "--out", tmp_path], capsys)[0] == 0
     assert run(["verify", "nonsense"], capsys)[0] == 2
     assert run(["verify", "hmm-rank", "--instance", "states=2"], capsys)[0] == 2
+
+
+def test_an_interrupted_verify_keeps_the_theorems_tried_so_far(tmp_path, capsys, monkeypatch):
+    def stopped(chosen, budget, seed, jobs):
+        yield check_theorem(chosen[1], budget, seed)  # they come in the order in which they end
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lrlm_sim.cli.verify.findings", stopped)
+    status, _, err = run(["verify", "hmm-rank", "pinsker", "--out", tmp_path], capsys)
+    assert status == 130
+    assert "interrupted" in err
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["outcome"] == "interrupted"
+    assert [row["name"] for row in manifest["theorems"]] == ["pinsker"]
+    assert "1 of 2 theorems tried so far" in (tmp_path / "theorems.html").read_text()
+
+
+def test_theorems_whose_package_is_missing_are_not_tried(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    name = "single-token-rank-transformer"
+    status, out, _ = run(["verify", "pinsker", name, "--out", tmp_path, "--jobs", 1], capsys)
+    assert status == 0
+    assert "not tried" in out
+    assert "lrlm-sim[transformers]" in out
+    status, _, err = run(["verify", name, "--instance", "quarters=1,seed=0"], capsys)
+    assert status == 2
+    assert "torch" in err
+    status, out, _ = run(["verify", name, "--mutants", "--out", tmp_path], capsys)
+    assert status == 0
+    assert "torch is not installed" in out
+
+
+def test_linear_programs_leave_standard_output_to_the_result(tmp_path):
+    """HiGHS greets from C, past Python's sys.stdout; a fresh process, as it greets once."""
+    code = "from lrlm_sim.cli import main; main()"
+    arguments = ["verify", "l1-projection-tight", "--json", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=True)
+    assert json.loads(done.stdout)["theorems"][0]["verdict"] == "holds"
 
 
 def test_studies_are_listed_and_unknown_ones_refused(capsys):
