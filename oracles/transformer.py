@@ -38,12 +38,14 @@ try:
 
     from oracles.transformer_cache import TransformerState, take_memory
     from oracles.transformer_loading import (
+        bos_token,
         choose_devices,
         choose_dtype,
         hash_folder,
         load_model,
         load_tokenizer,
         local_folder,
+        max_context,
     )
     from oracles.transformer_network import CachedNetwork, Reading, non_finite
     from oracles.transformer_plan import BulkReader, Store, deal, run_blocks
@@ -94,8 +96,8 @@ class TransformerOracle(Oracle):
         networks = [CachedNetwork(_as_model(each), deterministic) for each in (model, *replicas)]
         self.network, self.model, self.tokenizer = networks[0], networks[0].model, tokenizer
         self.vocab_size = self.network.vocab_size
-        self.bos_token_id = _bos_token(self.model, tokenizer, bos_token_id, self.vocab_size)
-        self.max_context = _max_context(self.model)
+        self.bos_token_id = bos_token(self.model, tokenizer, bos_token_id, self.vocab_size)
+        self.max_context = max_context(self.model)
         self.horizon = None if horizon is None else as_integer("horizon", horizon, 1)
         self._source = identity
         self._start = [] if self.bos_token_id is None else [self.bos_token_id]
@@ -432,23 +434,3 @@ def _as_model(model: torch.nn.Module) -> PreTrainedModel:
             f"model must be a transformers PreTrainedModel, got {type(model).__name__}: merge adapters"
         )
     return model
-
-
-def _bos_token(
-    model: PreTrainedModel, tokenizer: Any, chosen: int | Literal["none"] | None, vocab_size: int
-) -> int | None:
-    """The token of the empty history; numbers outside the vocabulary (class defaults) do not count."""
-    if chosen == "none":
-        return None
-    if chosen is not None:
-        return as_integer("bos_token_id", chosen, 0, vocab_size - 1)
-    found = (
-        getattr(place, "bos_token_id", None)
-        for place in (model.config.get_text_config(), model.generation_config, tokenizer)
-    )
-    return next((token for token in found if isinstance(token, int) and 0 <= token < vocab_size), None)
-
-
-def _max_context(model: PreTrainedModel) -> int | None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None

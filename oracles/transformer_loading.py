@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import oracles.isan_torch  # noqa: F401  (registers exported ISANs with the Auto classes)
+from oracles.checks import as_integer
 from oracles.errors import FormatError, ParameterError
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -127,3 +128,24 @@ def hash_folder(folder: Path) -> str:
         with file.open("rb") as data:
             digest.update(hashlib.file_digest(data, "sha256").digest())
     return f"sha256-{digest.hexdigest()}"
+
+
+def bos_token(
+    model: PreTrainedModel, tokenizer: Any, chosen: int | Literal["none"] | None, vocab_size: int
+) -> int | None:
+    """The token of the empty history; numbers outside the vocabulary (class defaults) do not count."""
+    if chosen == "none":
+        return None
+    if chosen is not None:
+        return as_integer("bos_token_id", chosen, 0, vocab_size - 1)
+    found = (
+        getattr(place, "bos_token_id", None)
+        for place in (model.config.get_text_config(), model.generation_config, tokenizer)
+    )
+    return next((token for token in found if isinstance(token, int) and 0 <= token < vocab_size), None)
+
+
+def max_context(model: PreTrainedModel) -> int | None:
+    """Most tokens that the model's positions are made for; None where it does not say."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
