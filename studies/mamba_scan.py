@@ -90,7 +90,8 @@ class SelectiveScan(torch.autograd.Function):
         inputs = [x.detach().contiguous() for x in (delta, u, b, c)]
         decay = (inputs[0][..., None] * a.detach()).exp_()
         states = torch.empty_like(decay)
-        y = _forward(decay.numpy(), *(x.numpy() for x in inputs), states.numpy())
+        arrays: list[Any] = [x.numpy() for x in (decay, *inputs, states)]
+        y = _forward(*arrays)
         ctx.save_for_backward(decay, *inputs[:2], a.detach().contiguous(), *inputs[2:], states)
         return torch.from_numpy(y)
 
