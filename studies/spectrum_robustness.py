@@ -254,7 +254,7 @@ def draw(cases: Sequence[tuple], angles: Sequence[tuple]) -> Any:
     left.set_yticks(range(len(names)), names, fontsize="small")
     left.invert_yaxis()
     left.set(xlabel="α (pale squares: without the first direction)", title="power law", xlim=(0.4, None))
-    left.legend(fontsize="x-small")
+    left.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=4)
     for i, name in enumerate(dict.fromkeys(row[0] for row in angles)):
         mine = [row for row in angles if row[0] == name]
         style = "-" if NONSENSE in name else "--" if "step" in name else ":"
