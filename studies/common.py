@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from oracles import HiddenMarkovModel
 
 @dataclass(frozen=True)
 class Study:
-    """Name and folder of a study, and whether it is run in its small version."""
+    """Name and folder of a study, whether it is run in its small version, and its own options."""
 
     name: str
     folder: Path
     quick: bool
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
 
     def choose(self, full: Any, quick: Any) -> Any:
         """`quick` in the small version, else `full`."""
@@ -44,6 +47,22 @@ class Study:
         """Write a matplotlib figure as ``NAME.png``."""
         figure.savefig(self.folder / f"{name}.png", dpi=120)
 
+    def once(self, compute: Callable[[], dict[str, np.ndarray]], *key: object) -> dict[str, np.ndarray]:
+        """What `compute` returns, kept in ``partial/`` under `key`, so that a study cut off can go on.
+
+        The key must hold everything the result depends on but the study's code: delete the folder
+        ``partial`` (git ignores it) after changing that.
+        """
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        path = self.folder / "partial" / f"{digest}.npz"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+                np.savez(file, allow_pickle=False, **compute())
+            Path(file.name).replace(path)
+        with np.load(path) as kept:
+            return dict(kept)
+
     def manifest(self, **settings: object) -> None:
         """Write ``manifest.json``: seeds and sizes, and the versions they were run with."""
         content = {"study": self.name, "quick": self.quick, **settings, "versions": installed_versions()}
@@ -51,14 +70,20 @@ class Study:
         (self.folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
 
 
-def begin(name: str, argv: Sequence[str] | None) -> Study:
-    """Study from command-line arguments; makes its folder."""
+def begin(
+    name: str,
+    argv: Sequence[str] | None,
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> Study:
+    """Study from command-line arguments, those of `add_options` included; makes its folder."""
     parser = argparse.ArgumentParser(prog=f"python -m studies.{name}")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / name)
     parser.add_argument("--quick", action="store_true", help="small sizes, seconds")
+    if add_options is not None:
+        add_options(parser)
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    return Study(name, arguments.out, arguments.quick)
+    return Study(name, arguments.out, arguments.quick, arguments)
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

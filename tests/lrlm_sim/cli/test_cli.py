@@ -195,7 +195,7 @@ def test_studies_are_listed_and_unknown_ones_refused(capsys):
     status, out, _ = run(["study", "list", "--json"], capsys)
     assert status == 0
     names = {row["name"]: row["summary"] for row in json.loads(out)["studies"]}
-    assert "train_stdlib_llama" in names
+    assert "train_stdlib" in names
     assert all(names.values())
     status, _, err = run(["study", "run", "nonsense"], capsys)
     assert status == 2
