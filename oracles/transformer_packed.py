@@ -98,7 +98,10 @@ class PackedDecoder:
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        """Whether a model has the layout; whether it computes the same is for the caller to measure."""
+        """Whether a model has the layout and no hooks, which packed weights would pass by.
+
+        Whether it computes the same is for the caller to measure.
+        """
         config, parameter = model.config, next(model.parameters())
         return (
             config.model_type in _FAMILIES
@@ -110,6 +113,7 @@ class PackedDecoder:
             and not getattr(config, "mlp_bias", False)
             and not getattr(config, "sliding_window", None)
             and not any(p.is_inference() for p in model.parameters())  # their changes cannot be seen
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
         )
 
     def _pack(self, layer: Any) -> Layer:

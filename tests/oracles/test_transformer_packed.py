@@ -116,7 +116,9 @@ def test_changed_weights_are_packed_again(eager_to_pack):
     assert np.abs(after - plain.extended_log_probs(histories, futures)).max() <= 2e-4
 
 
-@pytest.mark.parametrize("why", ["family", "half precision", "window", "width", "activation", "no numba"])
+@pytest.mark.parametrize(
+    "why", ["family", "half precision", "window", "width", "activation", "no numba", "hook"]
+)
 def test_other_models_go_through_the_library(why, monkeypatch):
     model = tiny_model("olmo2") if why == "family" else build(CONFIGURATIONS["llama"])
     if why == "half precision":
@@ -127,6 +129,8 @@ def test_other_models_go_through_the_library(why, monkeypatch):
         monkeypatch.setattr("oracles.transformer_packed._WIDEST", 16)
     if why == "activation":
         model = build(LlamaConfig(**SHAPE, hidden_act="gelu"))
+    if why == "hook":
+        model.model.layers[0].register_forward_hook(lambda module, inputs, output: None)
     if why == "no numba":
         monkeypatch.setattr("oracles.transformer_packed.compiled_loops", lambda: None)
     assert not PackedDecoder.fits(model)
