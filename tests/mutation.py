@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-#: Modules of each group, and the test file that each must face.
+#: Modules of each group, and the test files that each must face, separated by spaces.
 GROUPS = {
     "distances": {
         "exact_distance": "test_distances.py",
@@ -32,10 +32,12 @@ GROUPS = {
         "confidence": "test_confidence.py",
         "certificate": "test_certify.py",
     },
-    "spanners": dict.fromkeys(("spanners", "spanner_search", "spanner_oracle"), "test_spanners.py"),
+    "spanners": dict.fromkeys(
+        ("spanners", "spanner_search", "spanner_oracle"), "test_spanners.py test_projection_details.py"
+    ),
     "projections": dict.fromkeys(
         ("kl_projection", "kl_interior_point", "l1_projection", "projection_polytope", "newton_systems"),
-        "test_projections.py",
+        "test_projections.py test_projection_details.py",
     ),
 }
 TESTS = {module: file for group in GROUPS.values() for module, file in group.items()}
@@ -100,8 +102,8 @@ def draw(module: str, names: list[str], sample: int | None, seed: int) -> list[s
     return [names[i] for i in sorted(chosen)]
 
 
-def face(mutant: str, file: str) -> Callable[[], int]:
-    """Start the test file on a mutant in a forked process; the result waits for its exit code."""
+def face(mutant: str, files: str) -> Callable[[], int]:
+    """Start test files on a mutant in a forked process; the result waits for its exit code."""
     child = os.fork()
     if child:
         return lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -113,7 +115,7 @@ def face(mutant: str, file: str) -> Callable[[], int]:
     os.dup2(1, 2)
     set_mutant_under_test(mutant)
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-k", _SKIPPED]
-    os._exit(int(pytest.main([*options, f"tests/lrlm_sim/{file}"])))
+    os._exit(int(pytest.main([*options, *(f"tests/lrlm_sim/{each}" for each in files.split())])))
 
 
 def face_all(names: list[str], jobs: int, results: dict[str, int], keep: Callable[[], None]) -> None:
