@@ -33,7 +33,7 @@ from oracles.transformer_cache import Memory
 #: Families with this layout; what a configuration adds to it (biases, windows) is looked at too.
 _FAMILIES = ("llama", "mistral", "qwen2")
 #: Wider models spend their time in matrix products, which the library does as well.
-_WIDEST = 512
+_WIDEST = 256
 #: Tokens of a block. Not a power of two: rows of a feature would fall on the same sets of the cache.
 _BLOCK_TOKENS = 992
 
