@@ -32,7 +32,8 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lrlm_sim.newton_systems import NewtonSystem, NormalEquations, OrthogonalFactors, Workspace
+from lrlm_sim.kl_passes import Look, Passes, Prediction
+from lrlm_sim.newton_systems import NewtonSystem, NormalEquations, OrthogonalFactors
 from lrlm_sim.projection_polytope import Polytope
 
 #: A problem is finished when the estimated gap is below this fraction of its scale …
@@ -58,7 +59,7 @@ _COMPACT_AT = 0.125
 class Path:
     """How the method walks: linear algebra, fraction of the way to the boundary, least σ, iterations."""
 
-    system: Callable[[np.ndarray], NewtonSystem]
+    system: Callable[[np.ndarray, Passes], NewtonSystem]
     to_boundary: float = 0.998
     least_centering: float = 0.0
     equal_steps: bool = False
@@ -95,41 +96,27 @@ class _Iterate:
     tilt: Float[np.ndarray, "m batch"]
 
 
-@dataclass(eq=False)
-class _Measure:
-    """What one look at an iterate tells.
-
-    `log_ratio` log(y/v), `lag` w − log(y/v), the chord's slope, the products z·u and their sum, the scale.
-    """
-
-    log_ratio: Float[np.ndarray, "m batch"]
-    lag: Float[np.ndarray, "m batch"]
-    chord: Float[np.ndarray, "m batch"]
-    products: Float[np.ndarray, "M batch"]
-    total: Float[np.ndarray, "batch"]
-    scale: Float[np.ndarray, "batch"]
-    finished: Bool[np.ndarray, "batch"]
-
-
-_Block = TypeVar("_Block", _Iterate, _Measure)
+_Block = TypeVar("_Block", _Iterate, Look)
 
 
 class InteriorPoint:
     """The method for one polytope (and the `graded_basis` of its rows); `solve` takes blocks of targets."""
 
-    def __init__(self, polytope: Polytope, directions: tuple[np.ndarray, np.ndarray], path: Path) -> None:
+    def __init__(
+        self, polytope: Polytope, directions: tuple[np.ndarray, np.ndarray], path: Path, passes: Passes
+    ) -> None:
         rows, center, box = polytope.rows, polytope.center, polytope.box
         self._path, self._box, self._mass, self._center = path, box, polytope.mass, center
         self._basis, product = directions
         self._m = rows.shape[1]
-        self._system = path.system(np.concatenate([product, self._basis, -self._basis]))
+        self._passes = passes
+        self._system = path.system(np.concatenate([product, self._basis, -self._basis]), passes)
         reached = np.maximum(rows.T @ center, polytope.floor)
         opening = np.minimum(_OPENING * polytope.column_scale, polytope.floor / 2)
         slack = np.maximum(reached - polytope.floor, opening)
         sides = np.maximum([box + center, box - center], _OPENING * box)
         self._floors = (reached - slack)[:, None]
         self._first_slack = np.concatenate([slack, *sides])
-        self._space = Workspace()
 
     def solve(self, targets: Float[np.ndarray, "m batch"], guesses: Float[np.ndarray, "s batch"]) -> Solution:
         """Project the (positive) targets, one per column, starting from the center towards the guesses."""
@@ -143,15 +130,17 @@ class InteriorPoint:
         with np.errstate(all="ignore"):  # a problem that breaks down ends as NaN: its certificate tells
             current = self._first(targets, self._basis.T @ (guesses - self._center[:, None]))
             for iteration in range(self._path.iterations + 1):
-                measure = self._measure(current)
-                last = iteration == self._path.iterations
-                stop = measure.finished | last
+                look = self._passes.look(
+                    self._floors, current.slack, current.dual, current.tilt, current.log_targets
+                )
+                finished = self._finished(current, look)
+                stop = finished | (iteration == self._path.iterations)
                 self._record(answer, current, stop, iteration)
                 if stop.all():
                     break
                 if stop.mean() >= _COMPACT_AT:
-                    current, measure = _take(current, ~stop), _take(measure, ~stop)
-                self._advance(current, measure)
+                    current, look = _take(current, ~stop), _take(look, ~stop)
+                self._advance(current, look)
         return answer
 
     def _first(self, targets: np.ndarray, beta: np.ndarray) -> _Iterate:
@@ -184,96 +173,61 @@ class InteriorPoint:
         answer.multipliers[:, where] = current.dual[: self._m, new]
         answer.iterations[where] = max(iteration, 1)
 
-    def _measure(self, current: _Iterate) -> _Measure:
-        m, (count, size), space = self._m, current.slack.shape, self._space
-        y = np.add(self._floors, current.slack[:m], out=space("y", m, size))
-        log_ratio = np.log(y, out=space("log_ratio", m, size))
-        log_ratio -= current.log_targets
-        lag = np.subtract(current.tilt, log_ratio, out=space("lag", m, size))
-        half = np.multiply(lag, 0.5, out=space("half", m, size))
-        chord = np.multiply(half, half, out=space("chord", m, size))
-        entropy_gap = 2 * np.einsum("jb,jb->b", y, chord)  # to lowest order in the lag
-        chord += 1
-        np.sqrt(chord, out=chord)
-        chord -= half
-        chord /= y
-        products = np.multiply(current.slack, current.dual, out=space("products", count, size))
-        total = products.sum(axis=0)
-        magnitude = np.abs(log_ratio, out=half)
-        scale = np.maximum(y.sum(axis=0) + np.einsum("jb,jb->b", y, magnitude), self._mass)
-        finished = total + entropy_gap <= TARGET_GAP * scale
+    def _finished(self, current: _Iterate, look: Look) -> Bool[np.ndarray, "batch"]:
+        """Problems whose estimated gap is small enough, the dual residual's share counted last."""
+        gap, scale = look.total + look.entropy, np.maximum(look.magnitude, self._mass)
+        finished = (gap <= TARGET_GAP * scale) & (look.entropy <= TARGET_ENTROPY_GAP * scale)
         if finished.any():
-            finished &= total + entropy_gap + self._residual_gap(current) <= TARGET_GAP * scale
-            finished &= entropy_gap <= TARGET_ENTROPY_GAP * scale
-        return _Measure(log_ratio, lag, chord, products, total, scale, finished)
+            gap[finished] += self._residual_gap(_take(current, finished))
+            finished &= gap <= TARGET_GAP * scale
+        return finished
 
     def _residual_gap(self, current: _Iterate) -> Float[np.ndarray, "batch"]:
         """Σ_i box·|r_i| − r_i α_i: what the dual residual r = Z(Aᵀz − (RᵀZ)ᵀw) costs the gap."""
-        m, space = self._m, self._space
-        pull = space("pull", *current.slack.shape)
-        np.subtract(current.dual[:m], current.tilt, out=pull[:m])
-        pull[m:] = current.dual[m:]
-        residual = self._basis @ (self._system.transpose @ pull)
+        m, transpose = self._m, self._system.transpose
+        pull = transpose[:, :m] @ (current.dual[:m] - current.tilt) + transpose[:, m:] @ current.dual[m:]
+        residual = self._basis @ pull
         alpha = self._center[:, None] + self._basis @ current.beta
         return (self._box * np.abs(residual) - residual * alpha).sum(axis=0)
 
-    def _advance(self, current: _Iterate, measure: _Measure) -> None:
+    def _advance(self, current: _Iterate, look: Look) -> None:
         """One predictor–corrector step, in place."""
-        m, (count, size), space = self._m, current.slack.shape, self._space
-        path, system = self._path, self._system
-        weights = np.divide(current.dual, current.slack, out=space("weights", count, size))
-        weights[:m] += measure.chord
-        system.factor(weights)
-        relative = np.matmul(
-            system.matrix, system.solve(measure.log_ratio), out=space("relative", count, size)
-        )
-        relative /= current.slack
-        aim = self._centering(measure, relative, weights)
-        # (u + du)(z + dz) = aim, with the predictor's du·dz: dz/z = wanted − 1 − du/u
-        wanted = np.add(relative, 1.0, out=space("wanted", count, size))
-        wanted *= relative
-        wanted += np.divide(aim, measure.products, out=weights)
-        pull = np.multiply(current.dual, wanted, out=weights)
-        np.subtract(measure.log_ratio, pull[:m], out=pull[:m])
-        np.negative(pull[m:], out=pull[m:])
+        path, system, passes = self._path, self._system, self._passes
+        slack, dual = current.slack, current.dual
+        system.factor(look.weights)
+        direction = system.solve(look.log_ratio)
+        wanted = np.matmul(system.matrix, direction, out=passes.space("wanted", *slack.shape))
+        aim = self._centering(look, passes.predict(wanted, slack, dual))
+        pull = passes.correct(wanted, aim, slack, dual, look.log_ratio)
         beta = system.solve(pull)
-        moved = np.matmul(system.matrix, beta, out=weights)
-        np.divide(moved, current.slack, out=relative)
-        wanted -= relative
-        primal_step = _step(path.to_boundary, relative.min(axis=0))
-        dual_step = _step(path.to_boundary, wanted.min(axis=0) - 1)
+        moved = np.matmul(system.matrix, beta, out=pull)
+        least, least_wanted = passes.limit(moved, slack, wanted)
+        primal_step = _step(path.to_boundary, least)
+        dual_step = _step(path.to_boundary, least_wanted - 1)
         if path.equal_steps:
             primal_step = dual_step = np.minimum(primal_step, dual_step)
-        tilt = measure.chord
-        tilt *= moved[:m]
-        tilt -= measure.lag
-        tilt *= dual_step
-        current.tilt += tilt
         current.beta += primal_step * beta
-        moved *= primal_step
-        current.slack += moved
-        wanted *= dual_step
-        wanted += 1 - dual_step
-        current.dual *= wanted
+        passes.move(look, moved, wanted, (primal_step, dual_step), slack, dual, current.tilt)
 
-    def _centering(
-        self, measure: _Measure, relative: np.ndarray, scratch: np.ndarray
-    ) -> Float[np.ndarray, "batch"]:
-        """Mehrotra's σμ from the predictor, relative = du/u, hence dz/z = −1 − du/u."""
-        count = len(relative)
-        change = np.multiply(measure.products, relative, out=scratch)
-        first = change.sum(axis=0)
-        second = np.einsum("jb,jb->b", change, relative)
-        primal = 1 / np.maximum(1, -relative.min(axis=0))
-        dual = 1 / np.maximum(1, 1 + relative.max(axis=0))
-        after = (1 - dual) * measure.total + (primal * (1 - dual) - dual) * first - primal * dual * second
-        sigma = np.clip(after / measure.total, self._path.least_centering ** (1 / 3), 1) ** 3
-        return np.maximum(sigma * measure.total, _LAST_CENTERING * TARGET_GAP * measure.scale) / count
+    def _centering(self, look: Look, predicted: Prediction) -> Float[np.ndarray, "batch"]:
+        """Mehrotra's σμ from the predictor, dz/z = −1 − du/u."""
+        primal = 1 / np.maximum(1, -predicted.least)
+        dual = 1 / np.maximum(1, 1 + predicted.greatest)
+        after = (1 - dual) * look.total + (primal * (1 - dual) - dual) * predicted.first
+        after -= primal * dual * predicted.second
+        after /= look.total
+        sigma = np.clip(after * after * after, self._path.least_centering, 1)
+        least = _LAST_CENTERING * TARGET_GAP * np.maximum(look.magnitude, self._mass)
+        return np.maximum(sigma * look.total, least) / len(self._first_slack)
 
 
 def _take(arrays: _Block, keep: np.ndarray) -> _Block:
-    """Some problems of a block: the fields of `arrays` all have the batch last."""
-    return type(arrays)(*(getattr(arrays, field.name)[..., keep] for field in dataclasses.fields(arrays)))
+    """Some problems of a block: the fields of `arrays` all have the batch last.
+
+    (`compress` keeps the batch contiguous; an index on the last axis would put it first in memory.)
+    """
+    fields = (getattr(arrays, field.name) for field in dataclasses.fields(arrays))
+    return type(arrays)(*(field.compress(keep, axis=-1) for field in fields))
 
 
 def _step(to_boundary: float, smallest: np.ndarray) -> Float[np.ndarray, "batch"]:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from lrlm_sim.kl_interior_point import PATHS, TARGET_ENTROPY_GAP, InteriorPoint, Solution
+from lrlm_sim.kl_passes import fastest_passes
 from lrlm_sim.newton_systems import graded_basis
 from lrlm_sim.projection_polytope import (
     Polytope,
@@ -104,13 +105,13 @@ def _solve_open(
 ) -> int:
     """Run the interior-point paths, fast to safe, over the open rows; how many the first left open."""
     step = max(16, _BLOCK_ENTRIES // targets.shape[1])
-    fallbacks = 0
+    fallbacks, passes = 0, fastest_passes(targets.size)
     for number, path in enumerate(PATHS):
         rows = np.flatnonzero(~answer.certified)
         fallbacks = len(rows) if number == 1 else fallbacks
         if len(rows) == 0:
             break
-        method = InteriorPoint(polytope, directions, path)
+        method = InteriorPoint(polytope, directions, path, passes)
         for block in np.split(rows, range(step, len(rows), step)):
             columns = np.ascontiguousarray(targets[block].T)
             solution = _finite(polytope, columns, method.solve(columns, guesses[block].T))

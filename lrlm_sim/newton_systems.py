@@ -12,16 +12,13 @@ problem) loses half as many and solves the few problems where that matters.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-#: A pivot below this fraction of its diagonal entry is noise: its direction is left alone.
-_PIVOT_NOISE = 1e-16
-_DROPPED_PIVOT = 1e128
+from lrlm_sim.kl_passes import PIVOT_NOISE, Passes
 
 
 def graded_basis(
@@ -48,25 +45,11 @@ def graded_basis(
     return basis, product
 
 
-class Workspace:
-    """Named scratch arrays, allocated once: fresh memory costs more than the arithmetic done in it."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, np.ndarray] = {}
-
-    def __call__(self, name: str, *shape: int) -> np.ndarray:
-        """Uninitialised array of this shape; the same memory at every call with this name, if enough."""
-        size = math.prod(shape)
-        if name not in self._buffers or self._buffers[name].size < size:
-            self._buffers[name] = np.empty(size)
-        return self._buffers[name][:size].reshape(shape)
-
-
 class NewtonSystem(ABC):
     """Solver of AᵀWA x = −Aᵀh for a batch: `factor(weights)` once, then `solve(h)` for several h."""
 
-    def __init__(self, matrix: Float[np.ndarray, "M k"]) -> None:
-        self.matrix = matrix
+    def __init__(self, matrix: Float[np.ndarray, "M k"], passes: Passes) -> None:
+        self.matrix, self.passes = matrix, passes
         self.transpose = np.ascontiguousarray(matrix.T)
 
     @abstractmethod
@@ -81,25 +64,20 @@ class NewtonSystem(ABC):
 class NormalEquations(NewtonSystem):
     """Forms AᵀWA for the whole batch by one matrix product and factorises all by one vectorised Cholesky."""
 
-    def __init__(self, matrix: Float[np.ndarray, "M k"]) -> None:
-        super().__init__(matrix)
-        self._lower = np.tril_indices(matrix.shape[1])
-        self._pairs = np.ascontiguousarray((matrix[:, self._lower[0]] * matrix[:, self._lower[1]]).T)
-        self._space = Workspace()
+    def __init__(self, matrix: Float[np.ndarray, "M k"], passes: Passes) -> None:
+        super().__init__(matrix, passes)
+        i, j = np.tril_indices(matrix.shape[1])
+        self._pairs = np.ascontiguousarray((matrix[:, i] * matrix[:, j]).T)
 
     def factor(self, weights: Float[np.ndarray, "M batch"]) -> None:
-        k, size = len(self.transpose), weights.shape[1]
-        normal = self._space("factor", k, k, size)
-        normal.fill(0.0)
-        normal[self._lower] = np.matmul(
-            self._pairs, weights, out=self._space("pairs", len(self._pairs), size)
-        )
-        self._factor = cholesky_in_place(normal, self._space("scratch", k, size))
+        out = self.passes.space("pairs", len(self._pairs), weights.shape[1])
+        self._factors = self.passes.cholesky(np.matmul(self._pairs, weights, out=out))
 
     def solve(self, h: Float[np.ndarray, "M batch"]) -> Float[np.ndarray, "k batch"]:
         x = self.transpose[:, : len(h)] @ h
         np.negative(x, out=x)
-        return cholesky_solve_in_place(self._factor, x)
+        self.passes.cholesky_solve(self._factors, x)
+        return x
 
 
 class OrthogonalFactors(NewtonSystem):
@@ -122,45 +100,9 @@ class OrthogonalFactors(NewtonSystem):
             pull[: len(h)] = h[:, b] / self._roots[b, : len(h)]
             right = -q.T @ pull[order]
             diagonal = np.abs(np.diag(r))
-            rank = int((diagonal > _PIVOT_NOISE**2 * diagonal[0]).sum())
+            rank = int((diagonal > PIVOT_NOISE**2 * diagonal[0]).sum())
             x[pivots[rank:], b] = 0.0
             x[pivots[:rank], b] = scipy.linalg.solve_triangular(
                 r[:rank, :rank], right[:rank], check_finite=False
             )
         return x
-
-
-def cholesky_in_place(
-    matrices: Float[np.ndarray, "k k batch"], scratch: Float[np.ndarray, "k batch"]
-) -> Float[np.ndarray, "k k batch"]:
-    """Lower Cholesky factors of a batch (batch axis last), in place, with *inverted* diagonals.
-
-    Only the lower triangle is read and meant. A pivot that is noise is replaced by 1e128, which removes its
-    direction from the solution: semidefinite matrices are fine. (Column by column, each from all columns to
-    its left: the triangle is written once.)
-    """
-    k = len(matrices)
-    noise = matrices[np.arange(k), np.arange(k)] * _PIVOT_NOISE
-    for j in range(k):
-        column = matrices[j:, j]
-        if j:
-            column -= np.einsum("rib,ib->rb", matrices[j:, :j], matrices[j, :j], out=scratch[j:])
-        column[0] = 1 / np.sqrt(np.where(column[0] > noise[j], column[0], _DROPPED_PIVOT))
-        column[1:] *= column[0]
-    return matrices
-
-
-def cholesky_solve_in_place(
-    factors: Float[np.ndarray, "k k batch"], x: Float[np.ndarray, "k batch"]
-) -> Float[np.ndarray, "k batch"]:
-    """Solve LLᵀ x = b for a batch, b given in `x`, with factors from `cholesky_in_place`."""
-    k = len(x)
-    for j in range(k):
-        if j:
-            x[j] -= np.einsum("ib,ib->b", factors[j, :j], x[:j])
-        x[j] *= factors[j, j]
-    for j in range(k - 1, -1, -1):
-        if j + 1 < k:
-            x[j] -= np.einsum("ib,ib->b", factors[j + 1 :, j], x[j + 1 :])
-        x[j] *= factors[j, j]
-    return x

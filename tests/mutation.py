@@ -33,12 +33,15 @@ GROUPS = {
         "certificate": "test_certify.py",
     },
     "spanners": dict.fromkeys(
-        ("spanners", "spanner_search", "spanner_oracle"), "test_spanners.py test_projection_details.py"
+        ("spanners", "spanner_search", "spanner_oracle"), "test_projection_details.py test_spanners.py"
     ),
-    "projections": dict.fromkeys(
-        ("kl_projection", "kl_interior_point", "l1_projection", "projection_polytope", "newton_systems"),
-        "test_projections.py test_projection_details.py",
-    ),
+    "projections": {
+        "kl_passes": "test_kl_passes.py test_projections.py",
+        **dict.fromkeys(
+            ("kl_projection", "kl_interior_point", "l1_projection", "projection_polytope", "newton_systems"),
+            "test_projection_details.py test_projections.py",
+        ),
+    },
 }
 TESTS = {module: file for group in GROUPS.values() for module, file in group.items()}
 _FOLDER = Path("mutants")

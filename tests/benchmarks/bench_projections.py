@@ -2,8 +2,9 @@
 
 Prints, per size, how many times longer one problem takes in a DPP-compiled cvxpy/Clarabel problem, in
 scipy's SLSQP and (for ℓ1) in scipy's linprog than in the batched projections, the largest excess of our
-objective over the peer's, and how many generated problems are not certified (`--problems`). All speeds are
-ratios of CPU times within one run, medians on both sides.
+objective over the peer's, and how many generated problems are not certified (`--problems`). Without numba,
+or with `--numpy`, the KL projection runs without compiled passes. All speeds are ratios of CPU times within
+one run, medians on both sides.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import cvxpy as cp
 import numpy as np
 import scipy.optimize
 
+from lrlm_sim import kl_passes
 from lrlm_sim.projections import Projection, kl_project, l1_project
 
 SIZES = ((4, 16), (4, 64), (8, 128), (16, 256), (16, 512))
@@ -263,7 +265,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000, help="batch size of the timings")
     parser.add_argument("--few", type=int, default=10, help="peer problems per size")
     parser.add_argument("--problems", type=int, default=100_000, help="generated problems")
+    parser.add_argument("--numpy", action="store_true", help="no compiled passes, whatever the size")
     arguments = parser.parse_args()
+    kl_passes._WORTH_COMPILING = np.inf if arguments.numpy else 0
     bench_kl(arguments.n, arguments.few)
     bench_l1(max(20, arguments.n // 10), arguments.few)
     bench_robustness(arguments.problems, kl_project)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
+from lrlm_sim.kl_passes import Passes
 from lrlm_sim.kl_projection import kl_project
 from lrlm_sim.newton_systems import NormalEquations, OrthogonalFactors
 from lrlm_sim.projection_polytope import ProjectionStatus, _reachable_box
@@ -58,7 +59,7 @@ def test_newton_systems_solve_weighted_least_squares(system):
     rng = np.random.default_rng(3)
     matrix, weights = rng.standard_normal((40, 5)), rng.uniform(1, 2, (40, 3))
     h = rng.standard_normal((40, 3))
-    solver = system(matrix)
+    solver = system(matrix, Passes())
     for _ in range(2):  # the second time in the buffers of the first
         solver.factor(weights)
         expected = [

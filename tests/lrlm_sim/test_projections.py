@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lrlm_sim import kl_interior_point, kl_projection, newton_systems
 from lrlm_sim.kl_interior_point import PATHS, InteriorPoint, Solution
+from lrlm_sim.kl_passes import Passes
 from lrlm_sim.kl_projection import certify_kl
 from lrlm_sim.l1_projection import certify_l1
 from lrlm_sim.projection_polytope import as_targets, make_polytope
@@ -286,7 +287,7 @@ def test_every_path_solves_problems_by_itself(number):
         directions = newton_systems.graded_basis(p.R)
         targets = np.ascontiguousarray(as_targets(p.v, polytope).T)
         guesses = np.repeat(polytope.center[:, None], 6, axis=1)
-        solution = InteriorPoint(polytope, directions, PATHS[number]).solve(targets, guesses)
+        solution = InteriorPoint(polytope, directions, PATHS[number], Passes()).solve(targets, guesses)
         assert certify_kl(polytope, targets, solution).certified.all()
 
 
@@ -422,7 +423,10 @@ def test_newton_systems_solve_their_equations():
         [-np.linalg.solve(matrix.T * w @ matrix, matrix.T @ b) for w, b in zip(weights.T, h.T, strict=True)],
         axis=1,
     )
-    for system in (newton_systems.NormalEquations(matrix), newton_systems.OrthogonalFactors(matrix)):
+    for system in (
+        newton_systems.NormalEquations(matrix, Passes()),
+        newton_systems.OrthogonalFactors(matrix, Passes()),
+    ):
         system.factor(weights)
         np.testing.assert_allclose(system.solve(h), exact, rtol=1e-8)
 
@@ -439,7 +443,7 @@ def test_orthogonal_factors_keep_digits_that_the_normal_equations_lose():
     exact = -null @ np.linalg.solve((matrix[3:] @ null).T @ (matrix[3:] @ null), null.T @ matrix.T @ h)
     errors = []
     for kind in (newton_systems.NormalEquations, newton_systems.OrthogonalFactors):
-        system = kind(matrix)
+        system = kind(matrix, Passes())
         system.factor(weights)
         errors.append(np.abs(system.solve(h[:, None])[:, 0] - exact).max())
     assert errors[1] < 1e-6
@@ -448,7 +452,7 @@ def test_orthogonal_factors_keep_digits_that_the_normal_equations_lose():
 
 def test_semidefinite_systems_drop_the_null_direction():
     matrix = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
-    system = newton_systems.NormalEquations(matrix)
+    system = newton_systems.NormalEquations(matrix, Passes())
     system.factor(np.ones((2, 1)))
     h = np.array([[1.0], [2.0]])
     np.testing.assert_allclose(matrix @ system.solve(h), -h, atol=1e-12)
