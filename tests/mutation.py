@@ -20,6 +20,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,8 @@ _CONFIDENCE = 0.95
 _SURVIVED = (0, 5)  # pytest: all passed, or no test was left
 _SKIPPED = "not cover and not long_strings"  # seconds each, and they kill little
 _CPU_SECONDS = 90
+#: Imported once, before the forks: no mutant is in them, and every test file needs them.
+_SHARED = ("pytest", "numpy", "scipy.optimize", "scipy.stats", "hypothesis", "cvxpy")
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ def main() -> None:
     os.environ.update(HYPOTHESIS_PROFILE="mutation", MUTANT_UNDER_TEST="", PYTHONPATH="")
     os.chdir(_FOLDER)
     sys.path[:] = [str(Path.cwd()), *(entry for entry in sys.path if Path(entry or ".") != Path.cwd().parent)]
+    for name in _SHARED:
+        import_module(name)
     store = Path("results.json")
     results = json.loads(store.read_text("utf-8")) if store.exists() else {}
     for file in {TESTS[module] for module in modules}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -152,6 +153,33 @@ def test_a_broken_problem_shows_and_leaves_its_neighbours_alone(kind):
         good, bad = (getattr(look, field.name) for look in looks)
         np.testing.assert_array_equal(np.delete(bad, 2, axis=-1), np.delete(good, 2, axis=-1))
         assert np.isnan(bad[..., 2]).any()
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_an_iteration_allocates_no_blocks(kind):
+    """Fresh memory costs more than arithmetic: from the second iteration on, sums alone are new."""
+    rng = np.random.default_rng(0)
+    m, count, size, k = 60, 70, 500, 7
+    floors, slack, dual = np.ones((m, 1)), *rng.uniform(1, 2, (2, count, size))
+    tilt, log_targets = rng.standard_normal((2, m, size))
+    matrices = np.tile(np.eye(k)[np.tril_indices(k)][:, None], size)
+    wanted, moved, steps = rng.uniform(0, 0.1, (2, count, size)), np.zeros((count, size)), np.ones((2, size))
+    passes = kind()
+    peaks = []
+    tracemalloc.start()
+    for _ in range(3):
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        look = passes.look(floors, slack, dual, tilt, log_targets)
+        passes.predict(wanted[0], slack, dual)
+        passes.correct(wanted[0], np.ones(size), slack, dual, look.log_ratio)
+        passes.limit(moved, slack, wanted[0])
+        passes.cholesky_solve(passes.cholesky(matrices), moved[:k])
+        passes.move(look, moved, wanted[0], tuple(steps), slack, dual, tilt)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    tracemalloc.stop()
+    assert peaks[0] > 8 * m * size
+    assert max(peaks[1:]) < 8 * m * size / 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
