@@ -51,7 +51,7 @@ _SURVIVED = (0, 5)  # pytest: all passed, or no test was left
 _SKIPPED = "not cover and not long_strings"  # seconds each, and they kill little
 _CPU_SECONDS = 90
 #: Imported once, before the forks: no mutant is in them, and every test file needs them.
-_SHARED = ("pytest", "numpy", "scipy.optimize", "scipy.stats", "hypothesis", "cvxpy")
+_SHARED = ("numpy", "scipy.optimize", "scipy.stats", "cvxpy")
 
 
 @dataclass(frozen=True)

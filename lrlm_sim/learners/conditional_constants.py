@@ -147,7 +147,9 @@ def projected_constants(
             slope = projected_divergence(rank, vocab_size, horizon, theta, 1.0) - fixed
             # √((fixed + slope ζ)/2) ≤ ε − ζ/2 is a quadratic inequality in ζ
             linear, room = 2 * epsilon + slope, 2 * epsilon**2 - fixed
-            if room > 0:
+            if room > 0 and slope == 0:  # all histories of every cut are chosen
+                best = max(best, (2 * (epsilon - math.sqrt(fixed / 2)), theta))
+            elif room > 0:
                 zeta = 2 * room / (linear + math.sqrt(linear**2 - 2 * room))
                 best = max(best, (min(zeta, 2 * epsilon), theta))
         zeta, theta = best
@@ -181,8 +183,11 @@ def _amplification(
 ) -> tuple[float, float]:
     """(F_ζ, F_γ) of TV ≤ Σ_(t<T) (E_t + ζW_t) + Σ_(1≤t<T) E_t = F_ζ ζ + F_γ γ.
 
-    E_(t+1) = E_t + (ζ + ρ_t) W_t and W_(t+1) = κ_t W_t, from E_0 = 0 and W_0 = 1.
+    E_(t+1) = E_t + (ζ + ρ_t) W_t and W_(t+1) = κ_t W_t, from E_0 = 0 and W_0 = 1. Where every cut has at most
+    `rank` histories nothing is represented: TV ≤ ζ.
     """
+    if all(n <= rank for n in candidates[1:]):
+        return 1.0, 0.0
     horizon = len(candidates)
     weight, error_zeta, error_gamma, total_zeta, total_gamma = 1.0, 0.0, 0.0, 0.0, 0.0
     for t in range(horizon):
@@ -205,9 +210,12 @@ def _amplification(
 
 
 def _law_samples(vocab_size: int, horizon: int, zeta: float, delta: float) -> int:
-    """Least m with T√((A−1)/m) + T/m + √(2T log(N/δ)/m) ≤ ζ, N = Σ_(t<T) A^t histories."""
+    """An m with T√((A−1)/m) + T/m + √(2T log(N/δ)/m) ≤ ζ, N = Σ_(t<T) A^t histories.
+
+    It is the least square number, less than (1 + √m₀)² for the least m₀.
+    """
     if vocab_size == 1:
-        return 1
+        return 2
     log_histories = math.log(sum(vocab_size**t for t in range(horizon)))
     slope = horizon * math.sqrt(vocab_size - 1) + math.sqrt(2 * horizon * (log_histories - math.log(delta)))
     # With s = 1/√m: T s² + slope·s = ζ, written without cancellation.

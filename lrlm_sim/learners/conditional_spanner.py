@@ -138,9 +138,10 @@ class _Route:
         return chosen
 
     def _seen(self, weights: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-        """Children that can follow; the law after an impossible one means nothing and must not be spanned."""
-        if self.settings.theory:
-            return np.ones(len(weights), dtype=bool)
+        """Children that can follow; the law after an impossible one means nothing and must not be spanned.
+
+        Of estimates: children drawn at least once.
+        """
         never = 0.0 if self.oracle.exact else 0.75 / self.settings.samples
         return weights > never
 

@@ -10,7 +10,7 @@ from lrlm_sim.confidence import binomial_test_failures
 from lrlm_sim.fidelity import fidelity
 from lrlm_sim.learners import ConditionalQueryLearner, ExactConditionalLearner
 from lrlm_sim.learners import conditional_spanner as module
-from lrlm_sim.learners.conditional_constants import conditional_constants
+from lrlm_sim.learners.conditional_constants import conditional_constants, projected_constants
 from lrlm_sim.learners.prefix_laws import PrefixLaws
 from oracles import (
     Budget,
@@ -284,6 +284,36 @@ def test_the_theory_preset_runs_and_keeps_its_promise():
         assert distances.total_variation(teacher, result.model) <= 0.05
         assert access.ledger.calls <= sizes.total_samples + sizes.pool
         assert result.stats["max_coefficient"] <= 2 + 1e-6
+
+
+def test_the_theory_preset_does_not_span_laws_of_impossible_histories():
+    """Such a law is whatever the model answers: as a candidate it cost TV .55 at ε = .3 on this table."""
+    table = np.zeros((12, 12))
+    table[0, 0] = 0.05
+    table[1, :3] = 0.95 * np.array([0.3, 0.35, 0.35])
+    teacher = Tabular(table)
+    learner = ConditionalQueryLearner(rank=2, preset="theory", epsilon=0.5, delta=0.1)
+    result = learner.fit(ConditionalSampleAccess(teacher, seed=0), rng=0)
+    assert result.status.ok
+    assert distances.total_variation(teacher, result.model) <= 0.05
+
+
+def test_where_every_history_is_chosen_the_error_is_that_of_the_estimates():
+    """S ≥ A^(T−1): the sampler is P̂, TV ≤ ζ/2 + T/2m ≤ ζ = ε, within the samples for twice that error."""
+    for rank, horizon in ((2, 2), (4, 3), (8, 4)):
+        sizes = conditional_constants(rank, 2, horizon, 0.5, 0.1)
+        assert sizes.zeta == 0.5
+        assert horizon / sizes.samples <= sizes.zeta
+        assert sizes.samples < conditional_constants(rank - 1, 2, horizon, 0.5, 0.1).samples / 10
+        assert sizes.samples <= 5 * projected_constants(rank, 2, horizon, 0.5, 0.1).samples
+
+
+def test_one_token_costs_what_the_constants_say():
+    single = Tabular(np.ones((1, 1, 1)))
+    access = ConditionalSampleAccess(single, seed=0)
+    ConditionalQueryLearner(rank=1, preset="theory", epsilon=0.5, delta=0.1).fit(access, rng=0)
+    sizes = conditional_constants(1, 1, 3, 0.5, 0.1)
+    assert access.ledger.calls <= sizes.total_samples + sizes.pool
 
 
 @pytest.mark.parametrize("horizon", [6, 100, 3000])

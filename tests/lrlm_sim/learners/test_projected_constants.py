@@ -21,7 +21,7 @@ def test_the_divergence_by_hand():
     assert projected_divergence(1, 2, 2, theta, zeta) == pytest.approx(2 * theta + step)
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 4), (3, 3, 4), (8, 2, 11)])
+@pytest.mark.parametrize("sizes", [(2, 2, 4), (3, 3, 4), (8, 2, 11), (8, 2, 4), (2, 3, 1)])
 def test_the_sizes_spend_the_whole_error(sizes):
     epsilon = 0.3
     found = projected_constants(*sizes, epsilon, 0.05)
