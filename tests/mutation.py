@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+_PROJECTIONS = "test_projection_certificates.py test_projection_polytope.py test_projections.py"
 #: Modules of each group, and the test files that each must face, separated by spaces.
 GROUPS = {
     "distances": {
@@ -33,15 +34,18 @@ GROUPS = {
         "confidence": "test_confidence.py",
         "certificate": "test_certify.py",
     },
-    "spanners": dict.fromkeys(
-        ("spanners", "spanner_search", "spanner_oracle"), "test_projection_details.py test_spanners.py"
-    ),
+    "spanners": {
+        "spanners": "test_spanner_messages.py test_robust_spanners.py test_spanners.py",
+        "spanner_search": "test_spanner_search.py test_spanner_messages.py test_spanners.py",
+        "spanner_oracle": "test_spanner_oracle.py test_spanner_messages.py",
+    },
     "projections": {
-        "kl_passes": "test_kl_passes.py test_projections.py",
-        **dict.fromkeys(
-            ("kl_projection", "kl_interior_point", "l1_projection", "projection_polytope", "newton_systems"),
-            "test_projection_details.py test_projections.py",
-        ),
+        "kl_passes": f"test_kl_passes.py {_PROJECTIONS}",
+        "kl_projection": _PROJECTIONS,
+        "kl_interior_point": f"test_kl_interior_point.py {_PROJECTIONS}",
+        "newton_systems": f"test_newton_systems.py {_PROJECTIONS}",
+        "l1_projection": _PROJECTIONS,
+        "projection_polytope": _PROJECTIONS,
     },
 }
 TESTS = {module: file for group in GROUPS.values() for module, file in group.items()}

@@ -6,59 +6,30 @@ import gc
 import importlib
 import logging
 import sys
-import time
-from email.utils import formatdate
 
 import numpy as np
 import pytest
 
 import oracles
 from lrlm_sim.testing import check_oracle
-from oracles import HiddenMarkovModel, NGram, open_oracle
+from oracles import HiddenMarkovModel, open_oracle
 from oracles.access import ConditionalProbabilityAccess
 from oracles.base import Oracle
-from oracles.cache import Cache, DiskCache, Space
 from oracles.completions import (
-    AnswerError,
     CapabilityError,
     CompletionsOracle,
     RefusedError,
     ServerError,
 )
 from oracles.errors import (
-    BudgetError,
-    FormatError,
     HorizonError,
-    InconsistentAnswerError,
     MissingDependencyError,
-    NonFiniteError,
     ParameterError,
     ProbabilityError,
     ShapeError,
 )
-from oracles.ledger import Ledger
+from tests.oracles.completions_helpers import HISTORIES, A, T, client, hmm, zeros_model
 from tests.oracles.completions_server import Fault, Limits, serving
-
-A, T = 3, 4
-TOP_5 = Limits(top=5, echo=False)
-HISTORIES = [[0, 1], [2], [0, 1], [1, 1, 0], [2, 2]]
-
-
-def hmm(vocab_size: int = A, horizon: int = T, seed: int = 0) -> HiddenMarkovModel:
-    return HiddenMarkovModel.random(3, vocab_size, horizon, seed)
-
-
-def client(server, **options) -> CompletionsOracle:
-    """An oracle that loses no time over failures."""
-    quick = {"backoff": 0.001, "timeout": 20.0, "attempts": 3, "horizon": server.oracle.horizon}
-    return CompletionsOracle(server.url, "m", **quick | options)
-
-
-def zeros_model() -> NGram:
-    """A bigram model in which token 0 never follows itself."""
-    laws = np.array([[0.0, 0.3, 0.7], [0.5, 0.5, 0.0], [0.2, 0.2, 0.6]])
-    return NGram(2, (np.array([0.2, 0.3, 0.5]), laws), T + 1)
-
 
 # The contract
 
@@ -252,284 +223,6 @@ def test_a_server_without_empty_prompts_has_no_law_of_the_empty_history():
         for call in (lambda: oracle.next_log_probs([[]]), lambda: oracle.score([[0]])):
             with pytest.raises(ParameterError, match="bos_token_id"):
                 call()
-
-
-# Faults
-
-
-def slow_down(seconds: str) -> Fault:
-    return Fault(status=429, headers=(("Retry-After", seconds),))
-
-
-PASSING = {
-    "429": slow_down("0"),
-    "429 with a date": slow_down(formatdate(0, usegmt=True)),
-    "429 with nonsense": slow_down("soon"),
-    "500": Fault(status=500),
-    "503": Fault(status=503),
-    "cut": Fault(cut=True),
-    "hang up": Fault(hang_up=True),
-}
-
-
-@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
-def test_failures_that_pass_are_tried_again_but_not_for_ever(fault):
-    with serving(hmm()) as server, client(server) as oracle:
-        for call, expected in (
-            (lambda: oracle.next_log_probs([[0, 1]]), hmm().next_log_probs([[0, 1]])),
-            (lambda: oracle.score([[0, 1]], [2]), hmm().score([[0, 1]], [2])),
-        ):
-            before, charged = len(server.bodies), oracle.ledger.calls
-            server.faults.extend([fault, fault])
-            np.testing.assert_allclose(call(), expected, rtol=1e-12)
-            assert len(server.bodies) == before + 3
-            assert oracle.ledger.calls - charged == (1 if fault.status == 429 else 3)
-            server.faults.extend([fault] * 3)
-            with pytest.raises(ServerError, match=r"attempts: 3\)"):
-                call()
-            assert len(server.bodies) == before + 6
-            assert not server.faults
-
-
-def test_time_outs_are_tried_again_but_not_for_ever():
-    silence = Fault(silent=True)
-    with serving(hmm()) as server:
-        oracle = client(server, timeout=0.3)
-        server.faults.append(silence)
-        np.testing.assert_allclose(oracle.next_log_probs([[0]]), hmm().next_log_probs([[0]]))
-        server.faults.extend([silence] * 3)
-        with pytest.raises(ServerError, match=r"did not answer within 0\.3 s"):
-            oracle.next_log_probs([[0]])
-        oracle.close()
-
-
-def test_the_wait_a_server_asks_for_is_kept():
-    with serving(hmm()) as server, client(server) as oracle:
-        server.faults.append(slow_down("1"))
-        began = time.monotonic()
-        oracle.next_log_probs([[0]])
-        assert time.monotonic() - began >= 1.0
-    with serving(hmm()) as server, client(server, longest_wait=5.0) as oracle:
-        server.faults.append(slow_down("3600"))
-        with pytest.raises(ServerError, match="asks to wait 3600 s"):
-            oracle.next_log_probs([[0]])
-
-
-@pytest.mark.parametrize(
-    ("value", "error"),
-    [("absent", AnswerError), ("null", AnswerError), ("much", AnswerError), (float("nan"), NonFiniteError)],
-)
-def test_missing_and_nan_log_probabilities_are_errors_at_once(value, error):
-    with serving(hmm()) as server, client(server) as oracle:
-        before = len(server.bodies)
-        for call in (lambda: oracle.next_log_probs([[0, 1]]), lambda: oracle.score([[0, 1]], [2])):
-            server.faults.append(Fault(logprobs=value))
-            with pytest.raises(error):
-                call()
-        assert len(server.bodies) == before + 2
-
-
-def test_scores_of_other_tokens_than_were_sent_are_an_error():
-    with serving(hmm()) as server, client(server) as oracle:
-        server.faults.append(Fault(logprobs="shifted"))
-        with pytest.raises(AnswerError, match="other tokens"):
-            oracle.score([[0, 1]], [2])
-
-
-def test_impossible_tokens_are_minus_infinity():
-    with serving(zeros_model()) as server, client(server) as oracle:
-        np.testing.assert_array_equal(np.isneginf(oracle.next_log_probs([[0], [1]])), [[1, 0, 0], [0, 0, 1]])
-        assert oracle.score([[0, 0]], [1]) == -np.inf
-
-
-def test_a_law_that_does_not_sum_to_one_is_an_error():
-    with serving(hmm()) as server, client(server) as oracle:
-        server.faults.append(Fault(logprobs=-0.01))
-        with pytest.raises(ProbabilityError, match="sums to"):
-            oracle.next_log_probs([[0, 1]])
-
-
-def test_nan_in_the_probe_is_an_error():
-    with serving(hmm()) as server:
-        server.faults.append(Fault(logprobs=float("nan")))
-        with pytest.raises(NonFiniteError):
-            client(server, vocab_size=A)
-
-
-def test_refusals_name_the_remedy():
-    with serving(hmm()) as server, client(server) as oracle:
-        server.faults.append(Fault(status=400, message="this model's\nmaximum context is 7"))
-        before = len(server.bodies)
-        with pytest.raises(RefusedError, match="maximum context is 7") as caught:
-            oracle.next_log_probs([[0]])
-        assert caught.value.status == 400
-        assert "\n" not in str(caught.value)
-        assert len(server.bodies) == before + 1
-        with pytest.raises(RefusedError, match="ends in /v1"):
-            CompletionsOracle(server.url.removesuffix("/v1"), "m")
-        server.faults.append(Fault(status=302, headers=(("Location", "http://127.0.0.1:9/"),)))
-        with pytest.raises(RefusedError, match="302"):
-            oracle.next_log_probs([[0]])
-        url = server.url
-    with pytest.raises(ServerError, match="cannot be reached"):
-        CompletionsOracle(url, "m", backoff=0.0, attempts=2)
-
-
-def test_a_closed_oracle_says_so():
-    with serving(hmm()) as server:
-        oracle = client(server)
-        oracle.close()
-        oracle.close()
-        with pytest.raises(ServerError, match="closed"):
-            oracle.next_log_probs([[0]])
-
-
-# What was paid for
-
-
-def test_each_distinct_question_is_asked_once_and_never_again(tmp_path):
-    with serving(hmm()) as server:
-        for _ in range(2):
-            with client(server, store=tmp_path / "answers.db", identity="w") as oracle:
-                probed = len(server.bodies)
-                laws = oracle.next_log_probs(HISTORIES)
-                scores = oracle.score([[1, 2], [0, 0], [1, 2]], [0])
-                asked = len(server.bodies) - probed
-                np.testing.assert_allclose(laws, hmm().next_log_probs(HISTORIES), rtol=1e-12)
-                np.testing.assert_allclose(scores, hmm().score([[1, 2], [0, 0], [1, 2]], [0]), rtol=1e-12)
-        assert asked == 0
-        with client(server) as oracle:
-            probed = len(server.bodies)
-            oracle.next_log_probs(HISTORIES)
-            oracle.next_log_probs(HISTORIES)
-            assert len(server.bodies) - probed == 8
-
-
-def test_what_came_before_a_failure_is_in_the_store(tmp_path):
-    path = tmp_path / "answers.db"
-    histories = [[a, b, c] for a in range(A) for b in range(A) for c in range(A)]
-    with serving(hmm()) as server:
-        with client(server, store=path, identity="w", concurrency=2) as oracle:
-            probed = len(server.bodies)
-            server.faults.extend([None] * 10 + [Fault(logprobs="absent")])
-            with pytest.raises(AnswerError):
-                oracle.next_log_probs(histories)
-            paid = len(server.bodies) - probed
-            assert 11 <= paid < 20  # what was under way is finished, nothing new is sent
-        with client(server, store=path, identity="w") as oracle:
-            probed = len(server.bodies)
-            np.testing.assert_allclose(
-                oracle.next_log_probs(histories), hmm().next_log_probs(histories), rtol=1e-12
-            )
-            assert len(server.bodies) - probed == len(histories) - (paid - 1)
-
-
-def test_an_answer_is_kept_before_it_is_used():
-    class Full(Cache):
-        """A disk with room for the probe only."""
-
-        room = 1
-
-        def identify(self, oracle):
-            return "w"
-
-        def get(self, space, questions):
-            return np.zeros(len(questions), dtype=bool), np.empty((0, space.width))
-
-        def put(self, space, questions, answers):
-            self.room -= 1
-            if self.room < 0:
-                raise FormatError("disk full")
-            return answers
-
-    with serving(hmm()) as server, client(server, store=Full()) as oracle:
-        with pytest.raises(FormatError, match="disk full"):
-            oracle.next_log_probs([[0, 1]])
-        with pytest.raises(FormatError, match="disk full"):
-            oracle.score([[0, 1]], [2])
-
-
-def test_the_store_is_an_answer_cache(tmp_path):
-    path = tmp_path / "answers.db"
-    with serving(hmm()) as server, client(server, store=path, identity="w") as oracle:
-        law = oracle.next_log_probs([[2, 1]])
-    cache = DiskCache(path, "w")
-    question = np.array([2, 1], dtype="<i4").tobytes()
-    _, rows = cache.get(Space("w", "next-token law", 0.0, 0, A), [question])
-    np.testing.assert_array_equal(rows, law)
-    cache.close()
-
-
-def test_another_model_under_the_same_name_is_noticed(tmp_path):
-    path = tmp_path / "answers.db"
-    with serving(hmm()) as server, client(server, store=path, identity="w"):
-        pass
-    with serving(hmm(seed=1)) as server:
-        with pytest.raises(InconsistentAnswerError, match="identity="):
-            client(server, store=path, identity="w")
-        with client(server, store=path, identity="v") as oracle:
-            np.testing.assert_allclose(
-                oracle.next_log_probs([[0]]), hmm(seed=1).next_log_probs([[0]]), rtol=1e-12
-            )
-
-
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_a_call_budget_hands_over_what_was_answered(concurrency):
-    with serving(hmm()) as server:
-        with client(server, concurrency=concurrency) as oracle:
-            spent = oracle.ledger
-        with client(server, concurrency=concurrency, call_budget=spent.calls + 3) as oracle:
-            with pytest.raises(BudgetError, match="call_budget") as caught:
-                oracle.next_log_probs([*HISTORIES, [1], [0]])
-            answered = caught.value.answered  # [0, 1] is asked once: three calls answer four rows
-            np.testing.assert_allclose(answered, hmm().next_log_probs(HISTORIES[:4]), rtol=1e-12)
-            assert caught.value.ledger == oracle.ledger
-            assert oracle.ledger.calls == spent.calls + 3
-        with client(server, concurrency=concurrency, call_budget=spent.calls + 2) as oracle:
-            with pytest.raises(BudgetError) as caught:
-                oracle.score([[0, 1], [1, 1], [2, 1]], [0])
-            np.testing.assert_allclose(caught.value.answered, hmm().score([[0, 1], [1, 1]], [0]), rtol=1e-12)
-        before = len(server.bodies)
-        with pytest.raises(BudgetError) as caught:
-            client(server, call_budget=0)
-        assert (caught.value.answered, caught.value.ledger) == (None, Ledger())
-        assert len(server.bodies) == before
-
-
-def test_a_token_budget_counts_prompts_and_generated_tokens():
-    with serving(hmm()) as server:
-        with client(server) as oracle:
-            probe = oracle.ledger
-        tokens = probe.submitted_tokens + probe.generated_tokens
-        with client(server, token_budget=tokens + 7, concurrency=1) as oracle:
-            with pytest.raises(BudgetError, match="token_budget") as caught:
-                oracle.next_log_probs([[0, 1], [2, 1, 0], [1]])  # 3 + 4 + 2
-            assert len(caught.value.answered) == 2
-            assert oracle.ledger.calls == len(server.bodies) - probe.calls
-            assert oracle.ledger.distinct_prefixes == len({tuple(b["prompt"]) for b in server.bodies})
-            spent = oracle.ledger - probe
-            assert (spent.calls, spent.submitted_tokens, spent.generated_tokens) == (2, 5, 2)
-
-
-def test_a_budget_that_ends_within_a_law_put_together():
-    with serving(hmm(), Limits(top=1)) as server:
-        with client(server, vocab_size=A, law_by_token=True) as oracle:
-            calls = oracle.ledger.calls
-        with client(server, vocab_size=A, law_by_token=True, call_budget=calls + 2 * A + 1) as oracle:
-            with pytest.raises(BudgetError) as caught:
-                oracle.next_log_probs([[0], [1], [0], [2]])
-            expected = hmm().next_log_probs([[0], [1], [0]])
-            np.testing.assert_allclose(caught.value.answered, expected, rtol=1e-12)
-
-
-def test_at_most_so_many_requests_at_once():
-    with serving(hmm()) as server:
-        for concurrency in (1, 3):
-            with client(server, concurrency=concurrency) as oracle:
-                server.most_under_way, server.delay = 0, 0.03
-                oracle.next_log_probs([[a, b] for a in range(A) for b in range(A)])
-                assert server.most_under_way == concurrency
-                server.delay = 0.0
 
 
 # The key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CohereConfig,
     Gemma2Config,
@@ -16,6 +17,7 @@ from transformers import (
     OlmoConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -94,3 +96,10 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    words = {word: i for i, word in enumerate(["<unk>", "the", "cat", "<s>", "sat"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
