@@ -2,7 +2,8 @@
 
 Pivoted QR of a few rows starts it, within r^(r/2) of the largest volume among them (Hadamard);
 exchanges are rank-one updates of the coefficients of a small pool; one product over all rows
-verifies. Rows that violate join the pool, until a whole product finds none.
+verifies. The first rows found to violate join the pool, and the product goes on behind them once
+they are exchanged, until it has gone round without finding any.
 
 Spanners do not change under right multiplication by an invertible matrix, nor spans under row
 scaling, so ranks are decided with both scalings taken out: a row is covered by a span when the part
@@ -28,8 +29,6 @@ from oracles.errors import ParameterError
 _BLOCK_ENTRIES = 1 << 15
 #: Rows of the first pool in multiples of the number of columns: evenly spaced ones, those of largest norm.
 _SPACED, _LARGEST = 8, 8
-#: Violating rows gathered before they are exchanged, in multiples of the number of columns.
-_GATHERED = 8
 #: Random starts draw this many batches of rows before pivoting completes them.
 _RANDOM_BATCHES = 8
 #: Condition of the spanner beyond which coefficients come from a triangular solve, not from an inverse.
@@ -50,8 +49,8 @@ class Spanner:
             rounding (by more than (1+C)/2 while the chosen rows are ill-conditioned).
         log_volume_gain: Σ log |λ| over the exchanges, the log of the volume of the spanner over that
             of the start: swaps < log_volume_gain / log C, with the same proviso.
-        passes: products over all rows that verified it, counted in rows / n (1 when the first found
-            no violation).
+        passes: products over all rows that verified it, counted in blocks of rows (1 when the first
+            found no violation).
         noise: absolute residual (2-norm, rescaled columns) that counted as zero; 0 where every row is
             represented relative to its own size.
     """
@@ -280,14 +279,13 @@ class _Scan(NamedTuple):
 def _scan(points: Points, basis: Basis, limit: float, out: np.ndarray, height: int, first: int) -> _Scan:
     """Coefficients of all rows into `out`, block after block from `first` round to `first` again.
 
-    Stops early once enough rows violate |λ| ≤ limit or leave the span.
+    Stops after a block with rows that violate |λ| ≤ limit or leave the span.
     """
-    n, d = points.values.shape
+    n = len(points.values)
     total = -(-n // height)
     dual = points.factors[:, None] * basis.dual
     unit = np.eye(len(basis.chosen))
-    violating: list[np.ndarray] = []
-    largest, gathered = 0.0, 0
+    largest = 0.0
     for k in range(total):
         low = (first + k) % total * height
         coefficients = out[low : low + height]
@@ -300,11 +298,8 @@ def _scan(points: Points, basis: Basis, limit: float, out: np.ndarray, height: i
             bad = bad | ~(np.abs(coefficients).max(axis=1) <= limit)
         rows = np.flatnonzero(bad)
         if len(rows):
-            violating.append(rows + low)
-            gathered += len(rows)
-            if gathered >= _GATHERED * d:
-                return _Scan(np.concatenate(violating), largest, k + 1)
-    return _Scan(np.concatenate([np.arange(0), *violating]), largest, total)
+            return _Scan(rows + low, largest, k + 1)
+    return _Scan(np.arange(0), largest, total)
 
 
 def _fill(
@@ -327,7 +322,8 @@ def search(points: Points, C: float, pool: np.ndarray, chosen: np.ndarray) -> Sp
     """Exchange in the pool, verify all rows, let those that violate join the pool; until none does."""
     n, d = points.values.shape
     height = max(16, _BLOCK_ENTRIES // max(1, d))
-    total, first, blocks, swaps, gain, stalls = -(-n // height), 0, 0, 0, 0.0, 0
+    total, blocks, swaps, gain, stalls = -(-n // height), 0, 0, 0.0, 0
+    first = int(points.norms.argmax()) // height if n else 0  # of sorted rows, where the largest are
     coefficients = np.empty((n, 0))
     basis = factor(points, chosen)
     best = (0, -math.inf)

@@ -148,20 +148,22 @@ def test_a_search_reports_exchanges_volume_passes_and_noise():
     assert found.max_coefficient == np.abs(found.coefficients).max() <= 2
 
 
-def test_passes_count_the_blocks_looked_at_before_enough_rows_violate():
-    """Two blocks of rows; the pool sees none of those that violate, which are all in the first."""
+def test_a_scan_stops_at_the_first_block_that_violates_and_goes_on_behind_it():
+    """Four blocks; the pool sees none of the rows that violate, which are all in the second."""
     d = 4
     height = spanner_search._BLOCK_ENTRIES // d
-    values = np.tile(np.eye(d), (2 * height // d, 1))
-    values[100 : 100 + spanner_search._GATHERED * d] *= 10
+    values = np.tile(np.eye(d), (4 * height // d, 1))
+    values[height + 100] *= 3
+    values[2 * height - 1] *= 3
     points = as_points(values, 1e-11)
     found = search(points, 2.0, np.arange(d), np.arange(d))
-    assert found.passes == 1.5  # half a pass found the violations, a whole one verified
+    assert found.passes == 1.25  # the largest row's block comes first, then the four from there on
+    assert found.swaps == 2
     assert found.max_coefficient == 1.0
-    fewer = values.copy()
-    fewer[100] = values[0]
-    found = search(as_points(fewer, 1e-11), 2.0, np.arange(d), np.arange(d))
-    assert found.passes == 2.0  # one row short: the first pass went on to its end
+    far = np.concatenate([values, 4 * np.eye(d)[:1]])  # a larger row in a fifth block, of one row
+    found = search(as_points(far, 1e-11), 2.0, np.arange(d), np.arange(d))
+    assert found.passes == (1 + 2 + 5) / 5
+    assert set(found.indices) == {len(values), 2 * height - 1, 1, 2}
     noisy = search(as_points(values, 1e-11, 0.25), 2.0, np.arange(d), np.arange(d))
     assert noisy.noise == 0.25
 
