@@ -132,7 +132,7 @@ def test_other_models_go_through_the_library(why, monkeypatch):
     if why == "hook":
         model.model.layers[0].register_forward_hook(lambda module, inputs, output: None)
     if why == "no numba":
-        monkeypatch.setattr("oracles.transformer_packed.compiled_loops", lambda: None)
+        monkeypatch.setattr("oracles.transformer_packed.compiled_kernels", lambda: None)
     assert not PackedDecoder.fits(model)
 
 
@@ -142,7 +142,7 @@ def test_a_packed_decoder_that_disagrees_with_its_model_is_not_used(eager_to_pac
     pack = PackedDecoder._pack
 
     def forget(self, layer):
-        scaling, layer.self_attn.scaling = layer.self_attn.scaling, self.d**-0.5
+        scaling, layer.self_attn.scaling = layer.self_attn.scaling, self.sizes.d**-0.5
         try:
             return pack(self, layer)
         finally:
