@@ -190,7 +190,7 @@ def _rotate(x, row, column, d, places, tiles):  # pragma: no cover (compiled)
     columns, half = x.shape[1], d // 2
     for c in range(half):
         u_at, v_at = (row + c) * columns + column, (row + half + c) * columns + column
-        table = c * columns + column
+        table = c * places.cos.shape[1] + column
         for t in range(0, tiles * TILE, 8):
             u, v = load(x, u_at + t), load(x, v_at + t)
             cos, sin = load(places.cos, table + t), load(places.sin, table + t)
@@ -205,10 +205,10 @@ def project(weights, sizes, layer, x, begin, end, places, normal, out):  # pragm
     normal: scratch (width, STRIP).
     """
     panels, bias = weights.qkv[layer], weights.bias[layer]
-    width, columns = sizes.width, x.shape[1]
+    width, columns, used = sizes.width, x.shape[1], len(places.first)
     rotated = (sizes.heads + sizes.kv_heads) * sizes.d
-    for column in range(0, columns, STRIP):
-        tiles = min(STRIP, columns - column) // TILE
+    for column in range(0, used, STRIP):
+        tiles = min(STRIP, used - column) // TILE
         _normalise(x, column, sizes.epsilon, width, normal, tiles)
         row = -(-begin * PANEL // sizes.d) * sizes.d
         for p in range(begin, end):
@@ -247,13 +247,13 @@ def _gated_product(panels, p, width, normal, tiles, raw, gated):  # pragma: no c
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def finish(weights, sizes, layer, mixed, x, scratch):  # pragma: no cover (compiled)
+def finish(weights, sizes, layer, mixed, x, used, scratch):  # pragma: no cover (compiled)
     """X += out · mixed, then x += down · gated: what follows attention in a layer, strip by strip."""
     normal, raw, gated, _ = scratch
     out, gate_up, down = weights.out[layer], weights.gate_up[layer], weights.down[layer]
     width, columns, inner, queries = sizes.width, x.shape[1], down.shape[1], sizes.heads * sizes.d
-    for column in range(0, columns, STRIP):
-        tiles = min(STRIP, columns - column) // TILE
+    for column in range(0, used, STRIP):
+        tiles = min(STRIP, used - column) // TILE
         for p in range(len(out)):
             for t in range(column, column + tiles * TILE, TILE):
                 _add_product(out, p, queries, mixed, t, columns, x, p * PANEL * columns + t)
@@ -383,7 +383,7 @@ def attend(sizes, keys, values, queries, own, places, scores, mixed):  # pragma:
     """
     heads, kv_heads, d, _, _ = sizes
     prefix, begin = values.shape[2], keys.shape[1] * PANEL
-    for column in range(0, queries.shape[1], TILE):
+    for column in range(0, len(places.first), TILE):
         span = _span(places, column)
         for h in range(heads):
             g = h // (heads // kv_heads)
@@ -394,6 +394,12 @@ def attend(sizes, keys, values, queries, own, places, scores, mixed):  # pragma:
             row += kv_heads * d
             low, high = span[0], span[1]
             _mix(values[g], own, row, low, high, scores, begin, over0, over1, mixed, h * d, column)
+
+
+@inlined
+def _stride(columns):  # pragma: no cover (compiled)
+    """Numbers from one feature to the next: at a high power of two they would share few sets of the cache."""
+    return columns + TILE if columns % (8 * TILE) == 0 else columns
 
 
 @inlined
@@ -415,8 +421,8 @@ def _gather(x, places, out):  # pragma: no cover (compiled)
 @inlined
 def _emit(weights, sizes, x, count, normal, out):  # pragma: no cover (compiled)
     """Write the first columns of x, normalised for the last time, into rows of out."""
-    for column in range(0, x.shape[1], STRIP):
-        tiles = min(STRIP, x.shape[1] - column) // TILE
+    for column in range(0, count, STRIP):
+        tiles = -(-min(STRIP, count - column) // TILE)
         _normalise(x, column, sizes.epsilon, sizes.width, normal, tiles)
         for j in range(column, min(column + STRIP, count)):
             for c in range(sizes.width):
@@ -434,7 +440,8 @@ def decode(weights, sizes, tokens, prefixes, all_places, read_places, read, kept
     keys, values = prefixes
     last, zero = len(weights.qkv) - 1, np.int64(0)  # a literal would be compiled for once more
     features, asked = weights.bias.shape[1], sizes.heads * sizes.d
-    rows, columns = -(-sizes.width // PANEL) * PANEL, len(all_places.first)
+    rows, columns = -(-sizes.width // PANEL) * PANEL, _stride(len(all_places.first))
+    read_columns = _stride(len(read_places.first))
     start = np.zeros((rows, columns), np.float32)
     scratch = Scratch(
         np.empty((rows, STRIP), np.float32),
@@ -447,9 +454,9 @@ def decode(weights, sizes, tokens, prefixes, all_places, read_places, read, kept
     qkv = np.empty((features + PANEL, columns), np.float32)
     all_x = np.empty((rows, columns), np.float32)
     all_mixed = np.empty((asked + PANEL, columns), np.float32)
-    read_x = np.zeros((rows, len(read_places.first)), np.float32)
-    read_queries = np.empty((asked + PANEL, len(read_places.first)), np.float32)
-    read_mixed = np.empty((asked + PANEL, len(read_places.first)), np.float32)
+    read_x = np.zeros((rows, read_columns), np.float32)
+    read_queries = np.empty((asked + PANEL, read_columns), np.float32)
+    read_mixed = np.empty((asked + PANEL, read_columns), np.float32)
     _embed(weights.embedding, tokens, start)
     for p in range(len(keys)):
         all_x[:] = start
@@ -460,11 +467,11 @@ def decode(weights, sizes, tokens, prefixes, all_places, read_places, read, kept
                 begin = asked // PANEL if layer == last else zero
                 project(weights, sizes, layer, x, begin, features // PANEL, places, normal, own)
             if len(kept):
-                kept[layer] = own[asked : asked + kept.shape[1]]
+                kept[layer] = own[asked : asked + kept.shape[1], : kept.shape[2]]
             if layer == last:  # what follows is asked for at the places read alone
                 x, queries, mixed, places = read_x, read_queries, read_mixed, read_places
                 _gather(all_x, read, x)
                 project(weights, sizes, layer, x, zero, -(-asked // PANEL), places, normal, queries)
             attend(sizes, keys[p, layer], values[p, layer], queries, own, places, scratch.scores, mixed)
-            finish(weights, sizes, layer, mixed, x, scratch)
+            finish(weights, sizes, layer, mixed, x, len(places.first), scratch)
         _emit(weights, sizes, read_x, len(read), normal, out[p])

@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache
 from oracles.errors import NonFiniteError, ParameterError
 from oracles.transformer_attention import SharedPrefix, configurations_of
 from oracles.transformer_cache import Memory, appends_only, borrowed_cache, own_cache
-from oracles.transformer_packed import PackedDecoder, Rows, weights
+from oracles.transformer_packed import PackedDecoder, Rows, parts, weights
 
 Continuation = Literal["chunks", "tokens", "recompute"]
 
@@ -176,7 +176,7 @@ class CachedNetwork:
             return None
         if not PackedDecoder.fits(self.model):
             return None
-        now = tuple((p.data_ptr(), p._version) for p in weights(self.model))
+        now = tuple((p.data_ptr(), p._version) for p in weights(parts(self.model)))
         if self._packed is None or self._packed[0] != now:
             decoder = PackedDecoder(self.model)
             self._packed = now, decoder if self._agrees(decoder) else None

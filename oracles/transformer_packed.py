@@ -1,10 +1,10 @@
 """Small decoders on the CPU at the speed of their matrix products.
 
 At a width of a hundred, three quarters of a forward pass of the `transformers` library go into the
-passes over memory between the products. Here the weights of a decoder of the Llama family (RMS norms,
-rotary embeddings, grouped queries, gated feed-forward) are packed for one product where the library
-has several, activations stand feature-major so that the loops between products are SIMD
-(`transformer_kernels`), and work that no answer depends on is left out:
+passes over memory between the products, and these are too small for a general library to be at its best.
+Here the weights of a decoder of the Llama family (RMS norms, rotary embeddings, grouped queries, gated
+feed-forward) are packed for one compiled pass over a block of strings (`transformer_kernels`), and work
+that no answer depends on is left out:
 
 - queries and feed-forward of the last layer, except at the places read;
 - the first layer's projections, the same after every history of one length, are computed once for all.
@@ -16,9 +16,8 @@ model, goes through the library.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -58,9 +57,9 @@ def parts(model: torch.nn.Module) -> list[torch.nn.Module]:
     return found
 
 
-def weights(model: torch.nn.Module) -> list[Tensor]:
-    """All parameters, those shared as often as they are used."""
-    return [p for part in parts(model) for p in part._parameters.values() if p is not None]
+def weights(found: list[torch.nn.Module]) -> list[Tensor]:
+    """All parameters of some parts, those shared as often as they are used."""
+    return [p for part in found for p in part._parameters.values() if p is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +117,7 @@ class PackedDecoder:
 
         Whether it computes the same is for the caller to measure.
         """
-        config, parameter = model.config, next(model.parameters())
+        config, parameter, found = model.config, next(model.parameters()), parts(model)
         return (
             config.model_type in _FAMILIES
             and compiled_kernels() is not None
@@ -128,8 +127,8 @@ class PackedDecoder:
             and config.hidden_act == "silu"
             and not getattr(config, "mlp_bias", False)
             and not getattr(config, "sliding_window", None)
-            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts(model))
-            and not any(p.is_inference() for p in weights(model))  # their changes cannot be seen
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in found)
+            and not any(p.is_inference() for p in weights(found))  # their changes cannot be seen
         )
 
     def _pack(self, layer: Any) -> tuple[np.ndarray, ...]:
@@ -163,33 +162,37 @@ class PackedDecoder:
         order = np.lexsort((lengths, branches))
         ends = np.flatnonzero(np.diff(lengths[order]) | np.diff(branches[order])) + 1
         alike = np.split(order, ends)
-        return [
-            block
-            for group in alike
-            for block in np.array_split(group, -(-len(group) * int(lengths[group[0]]) // _BLOCK_TOKENS))
-        ]
+        blocks, threads = [], torch.get_num_threads()
+        for group in alike:
+            count = -(-len(group) * int(lengths[group[0]]) // _BLOCK_TOKENS)
+            if count > 1:  # as many for every thread
+                count = min(len(group), -(-count // threads) * threads)
+            blocks += np.array_split(group, count)
+        return blocks
 
-    def prefixes(self, memory: Memory | None, rows: Sequence[int], longest: int) -> Prefixes:
+    def prefixes(self, memory: Memory | None, rows: list[int] | slice, longest: int) -> Prefixes:
         """What rows of a memory hold, which is a cache or nothing: then there is one prefix, of length 0.
 
         They can be followed by `longest` tokens.
         """
         if isinstance(memory, Cache):
             layers: list[Any] = memory.layers
-            chosen = torch.as_tensor(rows)
             keys, values = (
-                torch.stack(part, dim=1)[chosen].numpy()
+                torch.stack(part, dim=1).numpy()[rows]
                 for part in zip(*((layer.keys, layer.values) for layer in layers), strict=True)
             )
         else:
             shape = 1, len(self.weights.qkv), self.sizes.kv_heads, 0, self.sizes.d
             keys = values = np.zeros(shape, np.float32)
-        positions, half = torch.arange(longest) + keys.shape[3], self.sizes.d // 2
-        # both halves of a head rotate alike
-        cos, sin = (
-            table[0, :, :half].T.contiguous().numpy() for table in self.rotary(self.like, positions[None])
-        )
-        return Prefixes(cos, sin, in_panels(keys), in_panels(values.swapaxes(-1, -2)))
+        tables = self.rotation(keys.shape[3], longest)
+        return Prefixes(*tables, in_panels(keys), in_panels(values.swapaxes(-1, -2)))
+
+    @lru_cache(maxsize=64)  # noqa: B019 (a decoder lives as long as its model's weights)
+    def rotation(self, begin: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cos and sin of the rotary embedding, (d / 2, count); both halves of a head rotate alike."""
+        positions, half = torch.arange(begin, begin + count), self.sizes.d // 2
+        cos, sin = self.rotary(self.like, positions[None])
+        return cos[0, :, :half].T.contiguous().numpy(), sin[0, :, :half].T.contiguous().numpy()
 
     def hidden(self, rows: Rows, prefixes: Prefixes) -> Float[np.ndarray, "histories places width"]:
         """Final hidden states at the places read, row by row, after each prefix."""
@@ -203,9 +206,7 @@ class PackedDecoder:
         ends = np.full((count, 1), length - 1)
         hidden, kept = self._decode(Rows(tokens, ends), self.prefixes(None, [0], length), keep=True)
         shape = len(kept), 2, self.sizes.kv_heads, self.sizes.d, count, length
-        parts = (
-            torch.from_numpy(kept[..., : count * length]).view(shape).permute(0, 1, 4, 2, 5, 3).contiguous()
-        )
+        parts = torch.from_numpy(kept).view(shape).permute(0, 1, 4, 2, 5, 3).contiguous()
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(parts):
             cache.update(keys, values, layer)
@@ -217,7 +218,7 @@ class PackedDecoder:
         steps, starts = np.arange(length), np.arange(count)[:, None] * length
         everywhere = self._places(np.broadcast_to(steps, (count, length)), starts, prefixes)
         reads, width = self._places(rows.reads, starts, prefixes), 2 * self.sizes.kv_heads * self.sizes.d
-        kept = np.empty((len(self.weights.qkv) if keep else 0, width, len(everywhere.first)), np.float32)
+        kept = np.empty((len(self.weights.qkv) if keep else 0, width, count * length), np.float32)
         out = np.empty((len(prefixes.keys), rows.reads.size, self.sizes.width), np.float32)
         self.kernels.decode(
             self.weights,
@@ -236,9 +237,8 @@ class PackedDecoder:
         self, positions: Int[np.ndarray, "rows reads"], starts: Int[np.ndarray, "rows 1"], prefixes: Prefixes
     ) -> Any:
         """`Places` of a block, whose columns are filled up by repeating the last."""
-        count = -(-positions.size // TILE)
-        count += count % 8 == 0  # features at a high power of two apart would share few sets of the cache
-        which = np.minimum(np.arange(count * TILE), positions.size - 1)
+        columns = -(-positions.size // TILE) * TILE
+        which = np.minimum(np.arange(columns), positions.size - 1)
         first = np.broadcast_to(starts, positions.shape).ravel()[which]
         steps = positions.ravel()[which]
         cos, sin = (np.take(table, steps, axis=1) for table in (prefixes.cos, prefixes.sin))
@@ -260,4 +260,5 @@ def in_panels(
     """Matrices in panels of four rows, the last filled up with zeros."""
     whole = padded(matrix, PANEL, axis=-2)
     *batch, rows, terms = whole.shape
-    return np.ascontiguousarray(whole.reshape(*batch, rows // PANEL, PANEL, terms).swapaxes(-1, -2))
+    panels = torch.from_numpy(whole).reshape(*batch, rows // PANEL, PANEL, terms)
+    return panels.transpose(-1, -2).contiguous().numpy()  # torch copies faster

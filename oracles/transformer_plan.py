@@ -127,7 +127,7 @@ class BulkReader:
         """`read_plan` through the packed weights: blocks of strings, each after every copy of its branch."""
         longest = plan.tokens.shape[1]
         prefixes = [
-            packed.prefixes(memory, [copy * branches + branch for copy in range(copies)], longest)
+            packed.prefixes(memory, slice(branch, copies * branches, branches), longest)
             for branch in range(branches)
         ]
 
