@@ -1,13 +1,13 @@
 """A small decoder as one compiled pass (numba) over a block of strings, for `transformer_packed`.
 
 Activations are feature-major, float32 (features, columns), so that tokens stand side by side: 16 of them
-make a tile, two vectors wide (`oracles.simd`). Every product goes through one microkernel, `_accumulate`,
-which keeps 4 features of a tile in registers; weights are packed in panels of 4 rows for it, and what
+make a tile, two vectors wide (`oracles.simd`). Every product goes through the microkernel of
+`transformer_products`; weights are packed in panels of 4 rows for it, and what
 stands before or after a product (bias, residual, gate) is done while the tile is in registers. A strip of
 columns goes through the whole feed-forward before the next, so that its intermediates stay in cache.
 The tokens of a block are its strings, one after another, rounded up to whole tiles.
 
-numba's cache on disk follows changes of this file alone, not of `oracles.simd`.
+numba's cache on disk follows changes of this file alone, not of the two it builds on.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ from oracles.simd import (
     subtract,
     where_at_most,
 )
+from oracles.transformer_products import PANEL, TILE, accumulate, load_tile, store_tile, zeros
 
-#: Rows of a panel of weights and columns of a tile.
-PANEL, TILE = 4, 16
 #: Columns that go through a feed-forward together.
 STRIP = 64
 _f = np.float32
@@ -91,67 +90,6 @@ class Scratch(NamedTuple):
     raw: np.ndarray
     gated: np.ndarray
     scores: np.ndarray
-
-
-@inlined
-def _zeros():  # pragma: no cover (compiled)
-    """An empty tile."""
-    z = same(_f(0.0))
-    return z, z, z, z, z, z, z, z
-
-
-@inlined
-def _accumulate(tile, a, at, step, stride, b, place, columns, terms):  # pragma: no cover (compiled)
-    """tile[i, j] + Σ_k a[at + k · step + i · stride] · b[place + k · columns + j], 4 by 16."""
-    c00, c01, c10, c11, c20, c21, c30, c31 = tile
-    for _ in range(terms):
-        b0, b1 = load(b, place), load(b, place + 8)
-        w = load_same(a, at)
-        c00, c01 = fma(w, b0, c00), fma(w, b1, c01)
-        w = load_same(a, at + stride)
-        c10, c11 = fma(w, b0, c10), fma(w, b1, c11)
-        w = load_same(a, at + 2 * stride)
-        c20, c21 = fma(w, b0, c20), fma(w, b1, c21)
-        w = load_same(a, at + 3 * stride)
-        c30, c31 = fma(w, b0, c30), fma(w, b1, c31)
-        at += step
-        place += columns
-    return c00, c01, c10, c11, c20, c21, c30, c31
-
-
-@inlined
-def _load_tile(a, place, columns):  # pragma: no cover (compiled)
-    """Four rows of 16."""
-    p1 = place + columns
-    p2 = p1 + columns
-    p3 = p2 + columns
-    return (
-        load(a, place),
-        load(a, place + 8),
-        load(a, p1),
-        load(a, p1 + 8),
-        load(a, p2),
-        load(a, p2 + 8),
-        load(a, p3),
-        load(a, p3 + 8),
-    )
-
-
-@inlined
-def _store_tile(tile, a, place, columns):  # pragma: no cover (compiled)
-    """Write four rows of 16."""
-    c00, c01, c10, c11, c20, c21, c30, c31 = tile
-    store(a, place, c00)
-    store(a, place + 8, c01)
-    place += columns
-    store(a, place, c10)
-    store(a, place + 8, c11)
-    place += columns
-    store(a, place, c20)
-    store(a, place + 8, c21)
-    place += columns
-    store(a, place, c30)
-    store(a, place + 8, c31)
 
 
 @inlined
@@ -214,8 +152,8 @@ def project(weights, sizes, layer, x, begin, end, places, normal, out):  # pragm
         for p in range(begin, end):
             for tile in range(tiles):
                 c = _biases(bias, p * PANEL)
-                c = _accumulate(c, panels, p * PANEL * width, PANEL, 1, normal, tile * TILE, STRIP, width)
-                _store_tile(c, out, p * PANEL * columns + column + tile * TILE, columns)
+                c = accumulate(c, panels, p * PANEL * width, PANEL, 1, normal, tile * TILE, STRIP, width)
+                store_tile(c, out, p * PANEL * columns + column + tile * TILE, columns)
             while row + sizes.d <= min(rotated, (p + 1) * PANEL):  # heads that are complete
                 _rotate(out, row, column, sizes.d, places, tiles)
                 row += sizes.d
@@ -224,9 +162,9 @@ def project(weights, sizes, layer, x, begin, end, places, normal, out):  # pragm
 @inlined
 def _add_product(panels, p, terms, b, place, columns, x, x_place):  # pragma: no cover (compiled)
     """X += a panel of weights times b, one tile."""
-    c = _load_tile(x, x_place, x.shape[1])
-    c = _accumulate(c, panels, p * PANEL * terms, PANEL, 1, b, place, columns, terms)
-    _store_tile(c, x, x_place, x.shape[1])
+    c = load_tile(x, x_place, x.shape[1])
+    c = accumulate(c, panels, p * PANEL * terms, PANEL, 1, b, place, columns, terms)
+    store_tile(c, x, x_place, x.shape[1])
 
 
 @inlined
@@ -239,8 +177,8 @@ def _gate(z, u):  # pragma: no cover (compiled)
 def _gated_product(panels, p, width, normal, tiles, raw, gated):  # pragma: no cover (compiled)
     """Two rows of gated values of a strip, from a panel of two gates and their values."""
     for t in range(0, tiles * TILE, TILE):
-        c = _accumulate(_zeros(), panels, p * PANEL * width, PANEL, 1, normal, t, STRIP, width)
-        _store_tile(c, raw, t, STRIP)
+        c = accumulate(zeros(), panels, p * PANEL * width, PANEL, 1, normal, t, STRIP, width)
+        store_tile(c, raw, t, STRIP)
     for row in range(2):
         for t in range(row * STRIP, row * STRIP + tiles * TILE, 8):
             store(gated, 2 * p * STRIP + t, _gate(load(raw, t), load(raw, 2 * STRIP + t)))
@@ -300,12 +238,12 @@ def _score_prefix(keys, count, queries, place, d, scores):  # pragma: no cover (
     columns = queries.shape[1]
     top0 = top1 = same(_MINUS_INFINITY)
     for p in range(len(keys)):
-        c = _accumulate(_zeros(), keys, p * PANEL * d, PANEL, 1, queries, place, columns, d)
+        c = accumulate(zeros(), keys, p * PANEL * d, PANEL, 1, queries, place, columns, d)
         if (p + 1) * PANEL > count:  # rows that fill up the last panel
             first, last = same(_f(0.0)), same(_f(count - 1))
             c = _hide(c, p * PANEL, first, first, last, last)
         top0, top1 = _highest(c, top0, top1)
-        _store_tile(c, scores, p * PANEL * TILE, TILE)
+        store_tile(c, scores, p * PANEL * TILE, TILE)
     return top0, top1
 
 
@@ -318,11 +256,11 @@ def _score_own(own, row, span, queries, place, places, column, d, top, scores, t
     last0, last1 = load(places.last, column), load(places.last, column + 8)
     top0, top1 = top
     for k in range(low, high, PANEL):
-        c = _accumulate(_zeros(), own, row * tokens + k, tokens, 1, queries, place, columns, d)
+        c = accumulate(zeros(), own, row * tokens + k, tokens, 1, queries, place, columns, d)
         if k < shown or k + PANEL > hidden:
             c = _hide(c, k, first0, first1, last0, last1)
         top0, top1 = _highest(c, top0, top1)
-        _store_tile(c, scores, (to + k - low) * TILE, TILE)
+        store_tile(c, scores, (to + k - low) * TILE, TILE)
     return top0, top1
 
 
@@ -357,9 +295,9 @@ def _mix(values, own, row, low, high, scores, begin, over0, over1, mixed, m_row,
     columns, tokens = mixed.shape[1], own.shape[1]
     prefix = values.shape[1]
     for p in range(len(values)):
-        c = _accumulate(_zeros(), values, p * PANEL * prefix, PANEL, 1, scores, 0, TILE, prefix)
+        c = accumulate(zeros(), values, p * PANEL * prefix, PANEL, 1, scores, 0, TILE, prefix)
         at = (row + p * PANEL) * tokens + low
-        c = _accumulate(c, own, at, 1, tokens, scores, begin * TILE, TILE, high - low)
+        c = accumulate(c, own, at, 1, tokens, scores, begin * TILE, TILE, high - low)
         c00, c01, c10, c11, c20, c21, c30, c31 = c
         c = (
             multiply(c00, over0),
@@ -371,7 +309,7 @@ def _mix(values, own, row, low, high, scores, begin, over0, over1, mixed, m_row,
             multiply(c30, over0),
             multiply(c31, over1),
         )
-        _store_tile(c, mixed, (m_row + p * PANEL) * columns + column, columns)
+        store_tile(c, mixed, (m_row + p * PANEL) * columns + column, columns)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

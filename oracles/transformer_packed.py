@@ -35,7 +35,7 @@ _FAMILIES = ("llama", "mistral", "qwen2")
 _WIDEST = 256
 #: Tokens of a block.
 _BLOCK_TOKENS = 992
-#: Rows of a panel and columns of a tile, as in `transformer_kernels`.
+#: Rows of a panel and columns of a tile, as in `transformer_products`.
 PANEL, TILE = 4, 16
 
 

@@ -13,9 +13,10 @@ pytest.importorskip("transformers")
 import numba
 
 from oracles import transformer_kernels as kernels
+from oracles import transformer_products as products
 from oracles.transformer_packed import in_panels, padded
 
-PANEL, TILE = kernels.PANEL, kernels.TILE
+PANEL, TILE = products.PANEL, products.TILE
 
 
 @numba.njit
@@ -24,9 +25,9 @@ def product(panels, b, out):
     terms, columns = panels.shape[1], b.shape[1]
     for p in range(len(panels)):
         for t in range(0, columns, TILE):
-            c = kernels._load_tile(out, p * PANEL * columns + t, columns)
-            c = kernels._accumulate(c, panels, p * PANEL * terms, PANEL, 1, b, t, columns, terms)
-            kernels._store_tile(c, out, p * PANEL * columns + t, columns)
+            c = products.load_tile(out, p * PANEL * columns + t, columns)
+            c = products.accumulate(c, panels, p * PANEL * terms, PANEL, 1, b, t, columns, terms)
+            products.store_tile(c, out, p * PANEL * columns + t, columns)
 
 
 def test_panels_and_tiles_are_of_one_size_everywhere():
