@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache
 from oracles.errors import NonFiniteError, ParameterError
 from oracles.transformer_attention import SharedPrefix, configurations_of
 from oracles.transformer_cache import Memory, appends_only, borrowed_cache, own_cache
-from oracles.transformer_packed import PackedDecoder, Rows
+from oracles.transformer_packed import PackedDecoder, Rows, parts, weights
 
 Continuation = Literal["chunks", "tokens", "recompute"]
 
@@ -176,16 +176,20 @@ class CachedNetwork:
             return None
         if not PackedDecoder.fits(self.model):
             return None
-        weights = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
-        if self._packed is None or self._packed[0] != weights:
+        now = tuple((p.data_ptr(), p._version) for p in weights(parts(self.model)))
+        if self._packed is None or self._packed[0] != now:
             decoder = PackedDecoder(self.model)
-            self._packed = weights, decoder if self._agrees(decoder) else None
+            self._packed = now, decoder if self._agrees(decoder) else None
         return self._packed[1]
 
-    def reading_of(self, hidden: Float[Tensor, "reads width"], logits: bool) -> Reading:
+    def reading_of(
+        self, hidden: Float[np.ndarray, "reads width"], logits: bool, memory: Memory | None = None
+    ) -> Reading:
         """What the output layer makes of final hidden states."""
         assert self.head is not None, "models without a linear output layer are not packed"
-        return Reading(self.head(hidden) if logits else hidden[:, :0], hidden, None)
+        seen = torch.from_numpy(hidden)
+        with torch.inference_mode():
+            return Reading(self.head(seen) if logits else seen[:, :0], seen, memory)
 
     def unembedding(self) -> tuple[Float[Tensor, "vocab width"], Float[Tensor, "width"]]:
         """Weights of the linear output layer, and the mean of their rows in float32."""
@@ -203,12 +207,12 @@ class CachedNetwork:
         rest = np.tile(np.arange(half), (2, 1))
         nowhere = Places(tokens[:0, 0], tokens[:0, 0])
         begun = self._forward(tokens[:, :half], nowhere, None, True, _Watch(True))
-        with torch.inference_mode():
-            alone = next(decoder.hidden(Rows(tokens[:, :half], rest), [None]))
-            rows = [Rows(tokens[i : i + 1, half:], rest[:1]) for i in range(2)]
-            after = [next(decoder.hidden(rows[i], [decoder.prefix(begun.memory, i)])) for i in range(2)]
-        found = torch.cat([alone.view(2, half, -1), torch.stack(after)], dim=1).flatten(0, 1)
-        return self._close(found, plain)
+        numbers = tokens.numpy()
+        alone = decoder.hidden(Rows(numbers[:, :half], rest), decoder.prefixes(None, [0], half))
+        prefixes = decoder.prefixes(begun.memory, [0, 1], tokens.shape[1] - half)
+        after = decoder.hidden(Rows(numbers[:, half:], rest), prefixes).reshape(2, 2, half, -1)
+        found = np.concatenate([alone.reshape(2, half, -1), after[[0, 1], [0, 1]]], axis=1)
+        return self._close(torch.from_numpy(found).flatten(0, 1), plain)
 
     def _probe_tokens(self) -> Int[Tensor, "two length"]:
         """Two rows of different tokens."""

@@ -1,10 +1,10 @@
 """Small decoders on the CPU at the speed of their matrix products.
 
 At a width of a hundred, three quarters of a forward pass of the `transformers` library go into the
-passes over memory between the products. Here the weights of a decoder of the Llama family (RMS norms,
-rotary embeddings, grouped queries, gated feed-forward) are packed for one product where the library
-has several, activations stand feature-major so that the loops between products are SIMD
-(`transformer_kernels`), and work that no answer depends on is left out:
+passes over memory between the products, and these are too small for a general library to be at its best.
+Here the weights of a decoder of the Llama family (RMS norms, rotary embeddings, grouped queries, gated
+feed-forward) are packed for one compiled pass over a block of strings (`transformer_kernels`), and work
+that no answer depends on is left out:
 
 - queries and feed-forward of the last layer, except at the places read;
 - the first layer's projections, the same after every history of one length, are computed once for all.
@@ -16,9 +16,8 @@ model, goes through the library.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from oracles.transformer_cache import Memory
 
@@ -34,12 +33,14 @@ from oracles.transformer_cache import Memory
 _FAMILIES = ("llama", "mistral", "qwen2")
 #: Wider models spend their time in matrix products, which the library does as well.
 _WIDEST = 256
-#: Tokens of a block. Not a power of two: rows of a feature would fall on the same sets of the cache.
+#: Tokens of a block.
 _BLOCK_TOKENS = 992
+#: Rows of a panel and columns of a tile, as in `transformer_products`.
+PANEL, TILE = 4, 16
 
 
 @cache
-def compiled_loops() -> Any:
+def compiled_kernels() -> Any:
     """`transformer_kernels`, None without numba; imported when first needed, since numba is heavy."""
     try:
         from oracles import transformer_kernels
@@ -48,31 +49,38 @@ def compiled_loops() -> Any:
     return transformer_kernels
 
 
+def parts(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """A model and all its parts, as `modules()` has them, in a tenth of the time."""
+    found = [model]
+    for part in found:  # grows meanwhile
+        found += [below for below in part._modules.values() if below is not None]
+    return found
+
+
+def weights(found: list[torch.nn.Module]) -> list[Tensor]:
+    """All parameters of some parts, those shared as often as they are used."""
+    return [p for part in found for p in part._parameters.values() if p is not None]
+
+
 @dataclass(frozen=True, eq=False)
-class Prefix:
-    """Keys (heads, length, d) and transposed values (heads, d, length) of one history, layer by layer."""
+class Prefixes:
+    """Keys and values of histories of one length, layer by layer, in panels, and the rotation after them.
 
-    length: int
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys: (histories, layers, kv_heads, length / 4, d, 4),
+    values: (histories, layers, kv_heads, d / 4, length, 4).
+    """
 
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """Packed weights of one layer, the norms' gains and the scale of the scores multiplied into them."""
-
-    qkv: Float[Tensor, "queries_keys_values width"]
-    bias: Float[Tensor, "queries_keys_values 1"] | None
-    out: Float[Tensor, "width queries"]
-    gate_up: Float[Tensor, "twice_inner width"]
-    down: Float[Tensor, "width inner"]
+    cos: Float[np.ndarray, "half places"]
+    sin: Float[np.ndarray, "half places"]
+    keys: Float[np.ndarray, "histories layers kv_heads panels d four"]
+    values: Float[np.ndarray, "histories layers kv_heads panels length four"]
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """A block of strings, equally long, and the positions at which they are read, as many in every string."""
 
-    tokens: Int[Tensor, "rows length"]
+    tokens: Int[np.ndarray, "rows length"]
     reads: Int[np.ndarray, "rows reads"]
 
 
@@ -85,16 +93,23 @@ class PackedDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         body: Any = model.model
-        self.loops = compiled_loops()
-        config = model.config
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.d = body.layers[0].self_attn.head_dim
-        self.epsilon = np.float32(config.rms_norm_eps)
-        self.rotary = body.rotary_emb
+        config, head = model.config, body.layers[0].self_attn.head_dim
+        self.kernels = compiled_kernels()
+        self.sizes = self.kernels.Sizes(
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            head,
+            config.hidden_size,
+            np.float32(config.rms_norm_eps),
+        )
+        self.rotary, self.like = body.rotary_emb, body.norm.weight.detach()
         with torch.inference_mode():
-            self.embedding = body.embed_tokens.weight.detach()
-            self.gain = body.norm.weight.detach().clone()
-            self.layers = [self._pack(layer) for layer in body.layers]
+            parts = [self._pack(layer) for layer in body.layers]
+            self.weights = self.kernels.Weights(
+                body.embed_tokens.weight.numpy(),
+                *(np.stack(each) for each in zip(*parts, strict=True)),
+                body.norm.weight.numpy().copy(),
+            )
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
@@ -102,36 +117,42 @@ class PackedDecoder:
 
         Whether it computes the same is for the caller to measure.
         """
-        config, parameter = model.config, next(model.parameters())
+        config, parameter, found = model.config, next(model.parameters()), parts(model)
         return (
             config.model_type in _FAMILIES
-            and compiled_loops() is not None
+            and compiled_kernels() is not None
             and parameter.dtype == torch.float32
             and parameter.device.type == "cpu"
             and config.hidden_size <= _WIDEST
             and config.hidden_act == "silu"
             and not getattr(config, "mlp_bias", False)
             and not getattr(config, "sliding_window", None)
-            and not any(p.is_inference() for p in model.parameters())  # their changes cannot be seen
-            and not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in found)
+            and not any(p.is_inference() for p in weights(found))  # their changes cannot be seen
         )
 
-    def _pack(self, layer: Any) -> Layer:
+    def _pack(self, layer: Any) -> tuple[np.ndarray, ...]:
+        """One layer's part of the `Weights`, but for the last gain."""
         attention, feed = layer.self_attn, layer.mlp
         parts = [attention.q_proj, attention.k_proj, attention.v_proj]
         scale = torch.ones(sum(part.out_features for part in parts), 1)
         scale[: parts[0].out_features] = attention.scaling * math.log2(math.e)  # scores in bits
         weight = scale * torch.cat([part.weight for part in parts]) * layer.input_layernorm.weight
-        bias = None
+        bias = torch.zeros(len(weight))
         if parts[0].bias is not None:
-            bias = scale * torch.cat([part.bias for part in parts])[:, None]
-        gate_up = torch.cat([feed.gate_proj.weight, feed.up_proj.weight])
-        return Layer(
-            weight.contiguous(),
-            bias,
-            attention.o_proj.weight.contiguous().clone(),
-            (gate_up * layer.post_attention_layernorm.weight).contiguous(),
-            feed.down_proj.weight.contiguous().clone(),
+            bias = scale[:, 0] * torch.cat([part.bias for part in parts])
+        gain = layer.post_attention_layernorm.weight
+        gates, values = feed.gate_proj.weight * -math.log2(math.e), feed.up_proj.weight / -math.log2(math.e)
+        pairs = [
+            padded((each * gain).numpy(), 2, axis=0).reshape(-1, 2, len(gain)) for each in (gates, values)
+        ]
+        gate_up = np.concatenate(pairs, axis=1).reshape(-1, len(gain))
+        return (
+            in_panels(weight.numpy()),
+            padded(bias.numpy(), PANEL, axis=0),
+            in_panels(attention.o_proj.weight.numpy()),
+            in_panels(gate_up),
+            in_panels(padded(feed.down_proj.weight.numpy(), 2, axis=1)),
         )
 
     def blocks(
@@ -141,165 +162,103 @@ class PackedDecoder:
         order = np.lexsort((lengths, branches))
         ends = np.flatnonzero(np.diff(lengths[order]) | np.diff(branches[order])) + 1
         alike = np.split(order, ends)
-        return [
-            block
-            for group in alike
-            for block in np.array_split(group, -(-len(group) * int(lengths[group[0]]) // _BLOCK_TOKENS))
-        ]
+        blocks, threads = [], torch.get_num_threads()
+        for group in alike:
+            count = -(-len(group) * int(lengths[group[0]]) // _BLOCK_TOKENS)
+            if count > 1:  # as many for every thread
+                count = min(len(group), -(-count // threads) * threads)
+            blocks += np.array_split(group, count)
+        return blocks
 
-    def prefix(self, memory: Memory | None, row: int) -> Prefix | None:
-        """What one row of a memory holds, which is a cache or nothing."""
-        if not isinstance(memory, Cache):
-            return None
-        layers: list[Any] = memory.layers
-        group = self.heads // self.kv_heads
-        return Prefix(
-            memory.get_seq_length(),
-            tuple(layer.keys[row].repeat_interleave(group, dim=0) for layer in layers),
-            tuple(layer.values[row].transpose(1, 2).repeat_interleave(group, dim=0) for layer in layers),
-        )
+    def prefixes(self, memory: Memory | None, rows: list[int] | slice, longest: int) -> Prefixes:
+        """What rows of a memory hold, which is a cache or nothing: then there is one prefix, of length 0.
 
-    def hidden(
-        self, rows: Rows, prefixes: Sequence[Prefix | None]
-    ) -> Iterator[Float[Tensor, "places width"]]:
-        """Final hidden states at the places read, row by row, after each prefix; all have one length."""
-        block = _Block(self, rows, 0 if prefixes[0] is None else prefixes[0].length)
-        for prefix in prefixes:
-            yield block.run(prefix)
-
-    def rotation(self, positions: Int[np.ndarray, "places"]) -> tuple[np.ndarray, np.ndarray]:
-        """Tables cos and sin of the rotary embedding, (d, places) each."""
-        cos, sin = self.rotary(self.embedding, torch.from_numpy(positions)[None])
-        return cos[0].T.contiguous().numpy(), sin[0].T.contiguous().numpy()
-
-
-class _Stage:
-    """Buffers, and the views of them, for the queries at one set of places of a block.
-
-    Arguments:
-        qkv: buffer of queries, keys and values of all tokens of the block.
-        last: position of each place within its row.
-    """
-
-    def __init__(
-        self,
-        decoder: PackedDecoder,
-        qkv: Tensor,
-        length: int,
-        last: Int[np.ndarray, "rows reads"],
-        begin: int,
-    ) -> None:
-        heads, d, group = decoder.heads, decoder.d, decoder.heads // decoder.kv_heads
-        layer, (rows, reads) = decoder.layers[0], last.shape
-        places = last.size
-        self.epsilon, self.loops = decoder.epsilon, decoder.loops
-        self.last = last.astype(np.int32)
-        self.rotation = decoder.rotation(begin + last.ravel())
-        self.x = torch.empty(len(layer.out), places)
-        self.normal = torch.empty_like(self.x)
-        self.inner = torch.empty(len(layer.gate_up), places)
-        self.gated = torch.empty(layer.down.shape[1], places)
-        self.before = torch.empty(heads, begin, places)
-        self.own = torch.empty(heads, rows, length, reads)
-        self.own_mixed = torch.empty(heads, rows, d, reads)
-        self.mixed = torch.zeros(heads, d, places)
-        self.flat = self.mixed.view(heads * d, places)
-        self.total = np.empty((heads, places), dtype=np.float32)
-        self.scratch = np.empty(places, dtype=np.float32)
-        everywhere = places == qkv.shape[1]
-        self.queries = qkv[: heads * d] if everywhere else torch.empty(heads * d, places)
-        self.query = self.queries.view(heads, d, places)
-        by_row = self.query.view(heads, d, rows, reads)
-        keys_values = qkv[heads * d :].view(2, decoder.kv_heads, d, rows, length)
-        self.by_head = [
-            (
-                keys_values[0, h // group].permute(1, 2, 0),  # (rows, length, d)
-                by_row[h].transpose(0, 1),  # (rows, d, reads)
-                self.own[h],
-                keys_values[1, h // group].transpose(0, 1),  # (rows, d, length)
-                self.own_mixed[h],
+        They can be followed by `longest` tokens.
+        """
+        if isinstance(memory, Cache):
+            layers: list[Any] = memory.layers
+            keys, values = (
+                torch.stack(part, dim=1).numpy()[rows]
+                for part in zip(*((layer.keys, layer.values) for layer in layers), strict=True)
             )
-            for h in range(heads)
-        ]
-
-    def normalise(self) -> Float[Tensor, "width places"]:
-        """The residual stream over its root mean square."""
-        self.loops.rms_normalise(self.x.numpy(), self.epsilon, self.normal.numpy(), self.scratch)
-        return self.normal
-
-    def attend(self, prefix: Prefix | None, number: int) -> Float[Tensor, "queries places"]:
-        """One softmax over the prefix and the own tokens up to each place."""
-        for key, query, own, _, _ in self.by_head:
-            torch.bmm(key, query, out=own)
-        if prefix is not None:
-            torch.bmm(prefix.keys[number], self.query, out=self.before)
-        self.loops.exponentiate(self.before.numpy(), self.own.numpy(), self.last, self.scratch, self.total)
-        for _, _, own, value, mixed in self.by_head:
-            torch.bmm(value, own, out=mixed)
-        if prefix is None:
-            self.mixed.zero_()
         else:
-            torch.bmm(prefix.values[number], self.before, out=self.mixed)
-        self.loops.mix(self.mixed.numpy(), self.own_mixed.numpy(), self.total)
-        return self.flat
+            shape = 1, len(self.weights.qkv), self.sizes.kv_heads, 0, self.sizes.d
+            keys = values = np.zeros(shape, np.float32)
+        tables = self.rotation(keys.shape[3], longest)
+        return Prefixes(*tables, in_panels(keys), in_panels(values.swapaxes(-1, -2)))
 
-    def finish(self, layer: Layer, prefix: Prefix | None, number: int) -> None:
-        """The rest of a layer whose queries, keys and values are there."""
-        self.x.addmm_(layer.out, self.attend(prefix, number))
-        torch.mm(layer.gate_up, self.normalise(), out=self.inner)
-        self.loops.gate(self.inner.numpy(), self.gated.numpy())
-        self.x.addmm_(layer.down, self.gated)
+    @lru_cache(maxsize=64)  # noqa: B019 (a decoder lives as long as its model's weights)
+    def rotation(self, begin: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cos and sin of the rotary embedding, (d / 2, count); both halves of a head rotate alike."""
+        positions, half = torch.arange(begin, begin + count), self.sizes.d // 2
+        cos, sin = self.rotary(self.like, positions[None])
+        return cos[0, :, :half].T.contiguous().numpy(), sin[0, :, :half].T.contiguous().numpy()
 
+    def hidden(self, rows: Rows, prefixes: Prefixes) -> Float[np.ndarray, "histories places width"]:
+        """Final hidden states at the places read, row by row, after each prefix."""
+        return self._decode(rows, prefixes, keep=False)[0]
 
-class _Block:
-    """One block of strings on its way through the layers, after one prefix at a time.
+    def remember(
+        self, tokens: Int[np.ndarray, "rows length"]
+    ) -> tuple[Float[np.ndarray, "rows width"], Cache]:
+        """Final hidden states after strings of one length, and the cache of them."""
+        count, length = tokens.shape
+        ends = np.full((count, 1), length - 1)
+        hidden, kept = self._decode(Rows(tokens, ends), self.prefixes(None, [0], length), keep=True)
+        shape = len(kept), 2, self.sizes.kv_heads, self.sizes.d, count, length
+        parts = torch.from_numpy(kept).view(shape).permute(0, 1, 4, 2, 5, 3).contiguous()
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(parts):
+            cache.update(keys, values, layer)
+        return hidden[0], cache
 
-    What does not depend on the prefix is computed once.
-    """
-
-    def __init__(self, decoder: PackedDecoder, rows: Rows, begin: int) -> None:
+    def _decode(self, rows: Rows, prefixes: Prefixes, keep: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Hidden states at the places read, and keys and values of all layers where they are kept."""
         count, length = rows.tokens.shape
-        self.decoder = decoder
-        self.queries = decoder.heads * decoder.d
-        self.rotated = self.queries + decoder.kv_heads * decoder.d
-        self.qkv = torch.empty(len(decoder.layers[0].qkv), count * length)
-        everywhere = np.tile(np.arange(length), (count, 1))
-        self.all = _Stage(decoder, self.qkv, length, everywhere, begin)
-        self.read = _Stage(decoder, self.qkv, length, rows.reads, begin)
-        self.places = torch.from_numpy((np.arange(count)[:, None] * length + rows.reads).ravel())
-        self.input = decoder.embedding[rows.tokens.flatten()].T.contiguous()
-        self.all.x.copy_(self.input)
-        self.project(decoder.layers[0], 0)
-        self.first = self.qkv.clone()
+        steps, starts = np.arange(length), np.arange(count)[:, None] * length
+        everywhere = self._places(np.broadcast_to(steps, (count, length)), starts, prefixes)
+        reads, width = self._places(rows.reads, starts, prefixes), 2 * self.sizes.kv_heads * self.sizes.d
+        kept = np.empty((len(self.weights.qkv) if keep else 0, width, count * length), np.float32)
+        out = np.empty((len(prefixes.keys), rows.reads.size, self.sizes.width), np.float32)
+        self.kernels.decode(
+            self.weights,
+            self.sizes,
+            rows.tokens.ravel(),
+            (prefixes.keys, prefixes.values),
+            everywhere,
+            reads,
+            (starts + rows.reads).ravel(),
+            kept,
+            out,
+        )
+        return out, kept
 
-    def run(self, prefix: Prefix | None) -> Float[Tensor, "places width"]:
-        """Final hidden states at the places read."""
-        *layers, last = self.decoder.layers
-        self.all.x.copy_(self.input)
-        self.qkv.copy_(self.first)
-        for number, layer in enumerate(layers):
-            if number:
-                self.project(layer, 0)
-            self.all.finish(layer, prefix, number)
-        if layers:
-            self.project(last, self.queries)
-        self.ask(last)
-        self.read.finish(last, prefix, len(layers))
-        return self.read.normalise().T * self.decoder.gain
+    def _places(
+        self, positions: Int[np.ndarray, "rows reads"], starts: Int[np.ndarray, "rows 1"], prefixes: Prefixes
+    ) -> Any:
+        """`Places` of a block, whose columns are filled up by repeating the last."""
+        columns = -(-positions.size // TILE) * TILE
+        which = np.minimum(np.arange(columns), positions.size - 1)
+        first = np.broadcast_to(starts, positions.shape).ravel()[which]
+        steps = positions.ravel()[which]
+        cos, sin = (np.take(table, steps, axis=1) for table in (prefixes.cos, prefixes.sin))
+        return self.kernels.Places(np.float32(first), np.float32(first + steps), cos, sin)
 
-    def project(self, layer: Layer, first: int) -> None:
-        """Rotated queries and keys, and values of all tokens: rows first: of them."""
-        normal, out = self.all.normalise(), self.qkv[first:]
-        torch.mm(layer.qkv[first:], normal, out=out)
-        if layer.bias is not None:
-            out += layer.bias[first:]
-        rotated = self.qkv[first : self.rotated].view(-1, self.decoder.d, out.shape[1])
-        self.decoder.loops.rotate(rotated.numpy(), *self.all.rotation)
 
-    def ask(self, layer: Layer) -> None:
-        """Rotated queries at the places read alone."""
-        torch.index_select(self.all.x, 1, self.places, out=self.read.x)
-        torch.mm(layer.qkv[: self.queries], self.read.normalise(), out=self.read.queries)
-        if layer.bias is not None:
-            self.read.queries.add_(layer.bias[: self.queries])
-        self.decoder.loops.rotate(self.read.query.numpy(), *self.read.rotation)
+def padded(array: np.ndarray, multiple: int, axis: int) -> np.ndarray:
+    """The array with zeros after its end, up to a multiple."""
+    if array.shape[axis] % multiple == 0:
+        return array
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, -array.shape[axis] % multiple)
+    return np.pad(array, widths)
+
+
+def in_panels(
+    matrix: Float[np.ndarray, "*batch rows terms"],
+) -> Float[np.ndarray, "*batch panels terms four"]:
+    """Matrices in panels of four rows, the last filled up with zeros."""
+    whole = padded(matrix, PANEL, axis=-2)
+    *batch, rows, terms = whole.shape
+    panels = torch.from_numpy(whole).reshape(*batch, rows // PANEL, PANEL, terms)
+    return panels.transpose(-1, -2).contiguous().numpy()  # torch copies faster

@@ -24,6 +24,8 @@ Store = Callable[[np.ndarray, np.ndarray, Reading], None]
 
 #: A branch of the prefix tree is read on its own where that saves so many tokens.
 _LEAST_SAVED = 128
+#: Logits that a packed pass forms at a time: what a core's cache has room for, in float64 too.
+_READ_LOGITS = 1 << 16
 _NEVER = np.iinfo(np.int64).max
 #: Held while torch's number of threads is changed, which is one for the process.
 _ONE_THREAD_EACH = threading.Lock()
@@ -123,8 +125,9 @@ class BulkReader:
         branches: int,
     ) -> None:
         """`read_plan` through the packed weights: blocks of strings, each after every copy of its branch."""
+        longest = plan.tokens.shape[1]
         prefixes = [
-            [packed.prefix(memory, copy * branches + branch) for copy in range(copies)]
+            packed.prefixes(memory, slice(branch, copies * branches, branches), longest)
             for branch in range(branches)
         ]
 
@@ -134,11 +137,13 @@ class BulkReader:
             reads = part.positions[
                 part.starts[:-1, None] + np.minimum(np.arange(counts.max()), counts[:, None] - 1)
             ]
-            wanted = torch.from_numpy((np.arange(counts.max()) < counts[:, None]).ravel())
-            rows = Rows(self.tensor(part.tokens), reads)
-            for copy, hidden in enumerate(packed.hidden(rows, prefixes[part.branches[0]])):
-                reading = self.network.reading_of(hidden[wanted], logits)
-                store(np.full(len(part.targets), copy), part.targets, reading)
+            wanted = (np.arange(counts.max()) < counts[:, None]).ravel()
+            hidden = packed.hidden(Rows(part.tokens, reads), prefixes[part.branches[0]])[:, wanted]
+            together = max(1, _READ_LOGITS // (self.network.vocab_size * len(part.targets)))
+            for low in range(0, copies, together):
+                copy = np.arange(low, min(low + together, copies))
+                reading = self.network.reading_of(hidden[copy].reshape(-1, hidden.shape[2]), logits)
+                store(np.repeat(copy, len(part.targets)), np.tile(part.targets, len(copy)), reading)
 
         in_parallel(work, packed.blocks(plan.lengths, plan.branches))
 
@@ -214,9 +219,15 @@ class BulkReader:
             self._read_below([tree], place_all, None, 1, budgets, logits)
             return
 
+        packed = self.network.packed(len(rows) * int(tree.leaves.lengths.sum()), length, None)
+
         def work(low: int, high: int) -> None:
             block, local = rows[low:high], np.arange(high - low)
-            reading = self.read(heads[low:high], local, local * 0 + length - 1, keep=True, logits=logits)
+            if packed is None:
+                reading = self.read(heads[low:high], local, local * 0 + length - 1, keep=True, logits=logits)
+            else:
+                hidden, memory = packed.remember(heads[low:high])
+                reading = self.network.reading_of(hidden, logits, memory)
             for f in here:
                 store(block, local * 0 + f, reading)
 

@@ -36,6 +36,15 @@ CONFIGURATIONS = {
     "scaled rotation": LlamaConfig(
         **SHAPE, rope_scaling={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     ),
+    "odd sizes": LlamaConfig(
+        **{
+            **SHAPE,
+            "hidden_size": 30,
+            "intermediate_size": 37,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 1,
+        }
+    ),
     "biases": Qwen2Config(**SHAPE),
     "mistral": MistralConfig(**SHAPE, sliding_window=None),
 }
@@ -96,6 +105,35 @@ def test_packed_decoders_answer_as_their_models_do(name, threads, eager_to_pack)
     assert np.abs(states[0] - states[1]).max() <= 2e-4 * np.abs(states[1]).max()
 
 
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (3, 33)])
+def test_strings_read_by_packed_weights_leave_the_cache_of_the_library(name, shape):
+    model, rng = build(CONFIGURATIONS[name]), np.random.default_rng(5)
+    tokens = rng.integers(0, VOCAB, shape)
+    hidden, cache = PackedDecoder(model).remember(tokens)
+    with torch.inference_mode():
+        out = model.model(torch.from_numpy(tokens), use_cache=True)
+    expected = out.last_hidden_state[:, -1].numpy()
+    assert np.abs(hidden - expected).max() <= 2e-5 * np.abs(expected).max()
+    memory = out.past_key_values
+    assert cache.get_seq_length() == memory.get_seq_length() == shape[1]
+    for found, layer in zip(cache.layers, memory.layers, strict=True):
+        for ours, theirs in ((found.keys, layer.keys), (found.values, layer.values)):
+            assert ours.shape == theirs.shape
+            assert (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("part", ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "norm"])
+def test_nan_in_any_weight_reaches_every_answer(part):
+    model, rng = build(CONFIGURATIONS["llama"]), np.random.default_rng(6)
+    with torch.no_grad():
+        for layer, weight in model.named_parameters():
+            if f".{part}." in layer and ("layers.1." in layer or part == "norm"):
+                weight.view(-1)[3] = torch.nan
+    hidden, _ = PackedDecoder(model).remember(rng.integers(0, VOCAB, (4, 9)))
+    assert np.isnan(hidden).any(axis=1).all()
+
+
 def test_answers_do_not_depend_on_the_strings_beside(eager_to_pack):
     oracle, rng = TransformerOracle(build(CONFIGURATIONS["llama"])), np.random.default_rng(1)
     histories, futures = rng.integers(0, VOCAB, (3, 6)), rng.integers(0, VOCAB, (90, 9))
@@ -132,7 +170,7 @@ def test_other_models_go_through_the_library(why, monkeypatch):
     if why == "hook":
         model.model.layers[0].register_forward_hook(lambda module, inputs, output: None)
     if why == "no numba":
-        monkeypatch.setattr("oracles.transformer_packed.compiled_loops", lambda: None)
+        monkeypatch.setattr("oracles.transformer_packed.compiled_kernels", lambda: None)
     assert not PackedDecoder.fits(model)
 
 
@@ -142,7 +180,7 @@ def test_a_packed_decoder_that_disagrees_with_its_model_is_not_used(eager_to_pac
     pack = PackedDecoder._pack
 
     def forget(self, layer):
-        scaling, layer.self_attn.scaling = layer.self_attn.scaling, self.d**-0.5
+        scaling, layer.self_attn.scaling = layer.self_attn.scaling, self.sizes.d**-0.5
         try:
             return pack(self, layer)
         finally:
