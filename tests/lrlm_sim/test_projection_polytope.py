@@ -126,10 +126,11 @@ def test_infeasibility_is_the_largest_violation():
     assert low.infeasibility(np.array([[0.2, 0.8]])) == pytest.approx((0.1 - (0.05 - 0.4)) / 0.5)
 
 
+@pytest.mark.parametrize("box", [0.3, 0.5, 1.5])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_deepest_point_has_the_largest_slack_that_a_linear_program_finds(seed):
+def test_the_deepest_point_has_the_largest_slack_that_a_linear_program_finds(seed, box):
     rng = np.random.default_rng(seed)
-    s, m, box, floor = 4, 9, 1.5, 1e-3
+    s, m, floor = 4, 9, 1e-3
     rows = rng.dirichlet(np.full(m, 0.2), size=s)
     scale = np.abs(rows).max(axis=0)
     alpha = _deepest_point(rows, box, floor, scale)
