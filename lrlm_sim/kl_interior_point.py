@@ -14,8 +14,8 @@ For each target v of a batch, with y = Rᵀα: minimise Σ_j [ y_j log(y_j/v_j) 
   length down for tens of iterations; the chord saves another tenth to a third against the tangent.)
 * Mehrotra's predictor–corrector: one factorisation of Aᵀ diag(z/u + chord) A and two solves per iteration.
   Problems that are finished leave the batch. Per problem and iteration: m·s²/2 multiply–adds for the normal
-  matrix (one matrix product for the batch), 4·m·s for the solves, about 40 elementwise passes over m
-  numbers.
+  matrix (one matrix product for the batch), 4·m·s for the solves, and what `kl_passes` does with the
+  numbers in between.
 
 Arrays carry the batch last. Nothing here is trusted: `kl_projection` certifies every answer from scratch.
 

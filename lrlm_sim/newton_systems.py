@@ -1,9 +1,8 @@
 """Newton systems AᵀWA x = −Aᵀh of the projection's interior-point method, for a batch of weights at once.
 
 A (M, k) is shared by the batch, W = diag(weights) differs. Arrays carry the batch *last*, so that every
-elementwise
-pass is contiguous over the batch and the normal matrices of all problems are one product: the rows of
-`pairs`, A_ji·A_jk over j, times the weights (M, batch).
+elementwise pass is contiguous over the batch and the normal matrices of all problems are one product: the
+rows of `pairs`, A_ji·A_jk over j, times the weights (M, batch).
 
 `NormalEquations` (batched Cholesky) is the fast solver. Interior points make W range over 20 orders of
 magnitude and squaring A then costs digits; `OrthogonalFactors` (pivoted QR of √W·A, rows sorted, problem by
