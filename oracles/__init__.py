@@ -26,6 +26,7 @@ from oracles.noisy_parity import NoisyParity
 from oracles.perturbed import Perturbed, perturbed
 from oracles.probabilistic_automaton import ProbabilisticAutomaton
 from oracles.recurrent import RecurrentOracle
+from oracles.restricted import Restricted, restricted
 from oracles.sparse_polynomial import SparsePolynomial
 from oracles.specs import open_oracle
 from oracles.storage import storable
@@ -56,6 +57,7 @@ __all__ = [
     "Perturbed",
     "ProbabilisticAutomaton",
     "RecurrentOracle",
+    "Restricted",
     "SampleAccess",
     "SparsePolynomial",
     "Tabular",
@@ -63,6 +65,7 @@ __all__ = [
     "WeightedAutomaton",
     "open_oracle",
     "perturbed",
+    "restricted",
     "storable",
 ]
 

@@ -176,6 +176,7 @@ def centred_logits(log_probs: Float[np.ndarray, "*cells A"]) -> Float[np.ndarray
     if np.isneginf(log_probs).any():
         raise ZeroProbabilityError(
             "a next token has probability zero, its logit is −∞: smooth the teacher first, "
-            "e.g. (1−τ)·P + τ·uniform, or use probability matrices"
+            "(1−τ)·P + τ·uniform, leave out tokens that it never emits (oracles.restricted), "
+            "or use probability matrices"
         )
     return log_probs - log_probs.mean(axis=-1, keepdims=True)

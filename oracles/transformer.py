@@ -5,7 +5,8 @@ log-softmax, sums) is float64. Results of a row depend on the batch around it on
 of the network's matrix products, about 1e-6 in float32.
 
 Tokens are the network's own: `vocab_size` is the width of its output layer, which many models pad
-beyond their tokenizer. The padding tokens have probabilities like any other and belong to the law.
+beyond their tokenizer. The padding tokens have probabilities like any other and belong to the law. Where
+a model masks tokens instead, they have probability zero, and centred logits are those of `restricted`.
 """
 
 from __future__ import annotations

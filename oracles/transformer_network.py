@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -34,6 +34,8 @@ Continuation = Literal["chunks", "tokens", "recompute"]
 
 #: What models call their cache, newest first (transformers ≥ 5.24, before, and Mamba before).
 _MEMORY_NAMES = ("cache", "past_key_values", "cache_params")
+#: So many nats below the likeliest token is a mask (−10⁹, −65504, the least float), not a computed logit.
+_NEVER_EMITTED = 1e4
 _PROBE_LENGTH = 12
 _GAIN = 16.0
 #: A prefix of so many times the tokens after it is read in place, if those are so many over all its rows.
@@ -103,6 +105,7 @@ class CachedNetwork:
         self._lock = threading.Lock()
         self._configurations = configurations_of(model)
         self._packed: tuple[tuple, PackedDecoder | None] | None = None
+        self._masks = False  # until `abilities` has looked
 
     @property
     def vocab_size(self) -> int:
@@ -155,6 +158,9 @@ class CachedNetwork:
         plain = self._forward(tokens, _everywhere(tokens), None, False, _Watch(False)).logits
         if torch.isnan(plain).any():
             raise non_finite(self.model.dtype)
+        never = masked(plain)
+        if never.any():
+            self._masks, plain = True, plain.masked_fill(never, -torch.inf)
         self._check_causal(tokens, plain)
         reads_head, scale = False, None
         if self.head is not None:
@@ -203,7 +209,9 @@ class CachedNetwork:
         half = tokens.shape[1] // 2
         if not self.abilities.reads_head or self.abilities.continuation != "chunks":
             return False
-        plain = self._forward(tokens, _everywhere(tokens), None, False, _Watch(True)).hidden
+        plain = self._forward(tokens, _everywhere(tokens), None, False, _Watch(True))
+        if not self._close(self.reading_of(plain.hidden.numpy(), True).logits, plain.logits):
+            return False  # the model does more to its logits than its output layer
         rest = np.tile(np.arange(half), (2, 1))
         nowhere = Places(tokens[:0, 0], tokens[:0, 0])
         begun = self._forward(tokens[:, :half], nowhere, None, True, _Watch(True))
@@ -212,7 +220,7 @@ class CachedNetwork:
         prefixes = decoder.prefixes(begun.memory, [0, 1], tokens.shape[1] - half)
         after = decoder.hidden(Rows(numbers[:, half:], rest), prefixes).reshape(2, 2, half, -1)
         found = np.concatenate([alone.reshape(2, half, -1), after[[0, 1], [0, 1]]], axis=1)
-        return self._close(torch.from_numpy(found).flatten(0, 1), plain)
+        return self._close(torch.from_numpy(found).flatten(0, 1), plain.hidden)
 
     def _probe_tokens(self) -> Int[Tensor, "two length"]:
         """Two rows of different tokens."""
@@ -273,6 +281,10 @@ class CachedNetwork:
     def _close(self, found: Tensor, expected: Tensor) -> bool:
         """Equal up to rounding, relative to how far the logits of a position differ from each other."""
         found, expected = found.cpu().double(), expected.cpu().double()
+        never = expected.isneginf()
+        if not torch.equal(found.isneginf(), never):
+            return False
+        found, expected = found.masked_fill(never, 0), expected.masked_fill(never, 0)
         tolerance = 1e-3 if self.model.dtype.itemsize >= 4 else 0.25  # rounding may turn a router's choice
         spread = (expected - expected.mean(dim=-1, keepdim=True)).norm()
         return bool((found - expected).norm() <= tolerance * spread + 1e-6 * expected.norm())
@@ -344,6 +356,8 @@ class CachedNetwork:
         logits = out.logits[0] if seen else out.logits[places.rows, places.positions]
         if seen and not watch.logits:
             logits = seen[0][:, :0]
+        elif self._masks:
+            logits = logits.masked_fill(masked(logits), -torch.inf)
         memory = out.get(self._memory_name) if use_cache and self._memory_name else None
         return Reading(logits, seen[0] if seen else logits[:, :0], memory)
 
@@ -368,6 +382,11 @@ def non_finite(dtype: torch.dtype) -> NonFiniteError:
     return NonFiniteError(
         f"the model's logits are NaN in {dtype}: half precision overflows in many models; {remedy}"
     )
+
+
+def masked(logits: Float[Tensor, "*reads vocab"]) -> Bool[Tensor, "*reads vocab"]:
+    """Where a logit is so far below its row's largest that it stands for a token never emitted."""
+    return logits < logits.amax(dim=-1, keepdim=True) - _NEVER_EMITTED
 
 
 def _attempt(attempt: Callable[[], Reading]) -> Reading | None:

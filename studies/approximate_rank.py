@@ -1,7 +1,7 @@
 """Teachers of approximately low logit rank: distance against the rank kept, samplers on the same strings.
 
 Two teachers: an ISAN of width 3 whose logits are moved by up to 0.1 nats (`perturbed`), and the bundled
-transformer. All next-token logits after all contexts are out of reach for its 1024 tokens, so `Restricted`
+transformer. All next-token logits after all contexts are out of reach for its 1024 tokens, so `restricted`
 keeps the k tokens that are most probable on average and renormalises: a language model of its own, with the
 transformer's computation inside. One epoch each: validation cannot repair a model of too small a rank.
 """
@@ -9,21 +9,15 @@ transformer's computation inside. One epoch each: validation cannot repair a mod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, final
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import ArrayLike
-from scipy.special import log_softmax
 
 from lrlm_sim.cli.plots import new_figure
 from lrlm_sim.learners import LogitQueryLearner
 from lrlm_sim.reconstruction import Chain, ReconstructionModel, reconstruct
 from lrlm_sim.sampled_distance import laws_along, row_kl, total_variation_terms
-from oracles import ISAN, LogitAccess, Oracle, open_oracle, perturbed
+from oracles import ISAN, LogitAccess, Oracle, open_oracle, perturbed, restricted
 from oracles.cache import MemoryCache
-from oracles.checks import as_chunk, as_rows, as_strings, as_tokens, check_length
 from studies.common import Study, begin
 
 METHODS = ("lp", "qr", "box", "ridge")
@@ -31,58 +25,6 @@ METHODS = ("lp", "qr", "box", "ridge")
 PAIRS = (("lp", "box"), ("lp", "ridge"), ("qr", "box"), ("qr", "ridge"), ("lp", "qr"))
 #: What the learner is told: logits are off by this much from a law of the rank it keeps (nats).
 NOISE = {"perturbed ISAN": 0.1, "bundled transformer": 0.05}
-
-
-@dataclass(frozen=True, eq=False)
-class RestrictedState:
-    """State of the oracle underneath after `length` tokens, for `batch` histories."""
-
-    inner: Any
-    batch: int
-    length: int
-
-
-@final
-class Restricted(Oracle):
-    """P(z | h) of another model given that z is one of `kept`; token i stands for `kept[i]`."""
-
-    def __init__(self, oracle: Oracle, kept: ArrayLike, horizon: int) -> None:
-        self.oracle, self.horizon = oracle, horizon
-        self.kept = as_tokens("kept", kept, oracle.vocab_size, 1)
-        self.vocab_size = len(self.kept)
-
-    @property
-    def identity(self) -> str | None:
-        inner = self.oracle.identity
-        return None if inner is None else f"restricted({inner}, {self.kept.tolist()}, {self.horizon})"
-
-    def start(self, batch: int) -> RestrictedState:
-        return RestrictedState(self.oracle.start(batch), batch, 0)
-
-    def advance(self, state: RestrictedState, tokens: ArrayLike) -> RestrictedState:
-        chunk = as_chunk(tokens, state.batch, self.vocab_size)
-        length = state.length + chunk.shape[1]
-        check_length(length, self.horizon)
-        return RestrictedState(self.oracle.advance(state.inner, self.kept[chunk]), state.batch, length)
-
-    def take(self, state: RestrictedState, rows: ArrayLike) -> RestrictedState:
-        chosen = as_rows(rows, state.batch)
-        return RestrictedState(self.oracle.take(state.inner, chosen), len(chosen), state.length)
-
-    def log_probs(self, state: RestrictedState) -> Float[np.ndarray, "batch vocab"]:
-        check_length(state.length + 1, self.horizon)
-        return log_softmax(self.oracle.log_probs(state.inner)[:, self.kept], axis=1)
-
-    def next_log_probs(self, histories: Any) -> Float[np.ndarray, "n vocab"]:
-        rows = self.oracle.next_log_probs(self._names("histories", histories))
-        return log_softmax(rows[:, self.kept], axis=1)
-
-    def extended_log_probs(self, histories: Any, futures: Any) -> Float[np.ndarray, "n_h n_f vocab"]:
-        heads, tails = self._names("histories", histories), self._names("futures", futures)
-        return log_softmax(self.oracle.extended_log_probs(heads, tails)[:, :, self.kept], axis=2)
-
-    def _names(self, name: str, strings: Any) -> list[np.ndarray]:
-        return [self.kept[string] for string in as_strings(name, strings, self.vocab_size)]
 
 
 def frequent_tokens(oracle: Oracle, count: int, length: int) -> np.ndarray:
@@ -98,7 +40,7 @@ def teachers(study: Study) -> dict[str, Oracle]:
     found: dict[str, Oracle] = {"perturbed ISAN": perturbed(ISAN.random(3, 4, horizon, 0), 0.1, seed=3)}
     if not study.quick:
         bundled = open_oracle("bundled")
-        found["bundled transformer"] = Restricted(bundled, frequent_tokens(bundled, 6, horizon), horizon)
+        found["bundled transformer"] = restricted(bundled, frequent_tokens(bundled, 6, horizon), horizon)
     return found
 
 

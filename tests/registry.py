@@ -23,6 +23,7 @@ from oracles import (
     WeightedAutomaton,
     open_oracle,
     perturbed,
+    restricted,
 )
 
 
@@ -180,6 +181,8 @@ ORACLES: dict[str, Callable[[], Oracle]] = {
     "conditioned-nothing": lambda: ISAN.random(3, 3, 4, 9).condition([]),
     "conditioned-perturbed": lambda: perturbed(ISAN.random(3, 3, 6, 9), 0.2, 3).condition([2, 2]),
     "conditioned-impossible": lambda: sparse_hmm().condition([2, 2]),
+    "restricted": lambda: restricted(HiddenMarkovModel.random(3, 4, 6, 8), [3, 0, 2], 5),
+    "restricted-zeros": lambda: restricted(sparse_hmm(), [2, 1]),
     "unbounded": Unbounded,
     "opened": lambda: open_oracle("hmm:n_states=2,vocab_size=3,horizon=4,seed=5"),
 }

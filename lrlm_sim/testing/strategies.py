@@ -31,6 +31,7 @@ from oracles.noisy_copy import NoisyCopy
 from oracles.noisy_parity import NoisyParity
 from oracles.perturbed import Perturbed
 from oracles.probabilistic_automaton import ProbabilisticAutomaton
+from oracles.restricted import Restricted
 from oracles.sparse_polynomial import SparsePolynomial
 from oracles.tabular import Tabular
 from oracles.weighted_automaton import WeightedAutomaton
@@ -233,6 +234,14 @@ def _perturbed(draw: DrawFn, bounds: _Bounds) -> Oracle:
 
 
 @st.composite
+def _restricted(draw: DrawFn, bounds: _Bounds) -> Oracle:
+    """Some tokens, in any order, of a model that may be longer."""
+    inner = draw(_base(bounds))
+    kept = draw(st.permutations(range(inner.vocab_size)))[: draw(st.integers(1, inner.vocab_size))]
+    return Restricted(inner, np.array(kept), draw(st.integers(1, inner.horizon or bounds.horizon)))
+
+
+@st.composite
 def _conditioned(draw: DrawFn, bounds: _Bounds, noise: bool = False) -> Oracle:
     """Continuation laws, after impossible histories too; twice conditioned at times."""
     oracle = draw(_perturbed(bounds) if noise else _base(bounds))
@@ -269,6 +278,7 @@ _DIRECT: dict[str, _Family] = {
 }
 _DERIVED: dict[str, _Family] = {
     "perturbed": _Family(_perturbed),
+    "restricted": _Family(_restricted),
     "conditioned": _Family(_conditioned),
     "conditioned-perturbed": _Family(partial(_conditioned, noise=True)),
 }

@@ -133,8 +133,8 @@ class LogitAccess(StringAccess):
             row, token = impossible[0]
             raise ZeroProbabilityError(
                 f"token {token} has probability zero after the history {_shown(self._packing, keys[row])}, "
-                "so its logit is −∞: smooth the teacher first, (1−τ)·P + τ·uniform, or use conditional "
-                "samples or probabilities"
+                "so its logit is −∞: smooth the teacher first, (1−τ)·P + τ·uniform, leave out tokens that it "
+                "never emits (oracles.restricted), or use conditional samples or probabilities"
             )
         if self._space.noise:
             log_probs = log_probs + next_token_noise(

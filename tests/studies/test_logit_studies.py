@@ -9,10 +9,9 @@ import pytest
 
 pytest.importorskip("matplotlib")  # extra "analysis"
 
-from lrlm_sim.testing import check_oracle
 from oracles import ISAN, LogitAccess, TopLogitAccess
 from studies.access_cost import FromTop
-from studies.approximate_rank import Restricted, frequent_tokens, verdict
+from studies.approximate_rank import frequent_tokens, verdict
 
 STUDIES = {
     "logit_exact": (
@@ -111,17 +110,6 @@ def test_logits_cost_less_than_samples_and_give_more(results):
         sampled = [row for row in mine if row["access"] == "conditional samples"]
         assert all(float(row["TV"]) < 1e-9 for row in exact)
         assert max(int(row["calls"]) for row in exact) < min(int(row["calls"]) for row in sampled)
-
-
-def test_a_restricted_teacher_is_a_language_model_with_the_conditional_laws():
-    inner = ISAN.random(3, 6, 5, 0)
-    teacher = Restricted(inner, [1, 4, 5], 5)
-    check_oracle(teacher)
-    laws = np.exp(inner.next_log_probs([[4, 1]]))[0, [1, 4, 5]]
-    np.testing.assert_allclose(np.exp(teacher.next_log_probs([[1, 0]]))[0], laws / laws.sum(), atol=1e-14)
-    grid = teacher.extended_log_probs([[1], [2, 0]], [[], [0, 1]])
-    flat = teacher.next_log_probs([[1], [1, 0, 1], [2, 0], [2, 0, 0, 1]])
-    np.testing.assert_allclose(grid.reshape(4, 3), flat, atol=1e-12)
 
 
 def test_frequent_tokens_are_those_of_largest_mean_probability():
