@@ -4,9 +4,10 @@ At every cut t a few *spanner* histories represent all others, and the model is 
 coefficients over them (`lrlm_sim.spanner_model`). Two ways to the same model:
 
 - **tree**: the whole prefix tree is small enough to be asked. Next-token samples are spent on prefixes
-  in proportion to P̂(h)^0.6, level by level; each cut's matrix is reduced to its best rank-r subspace
-  (rows weighted by P̂(h), columns by their marginal), and the operators are regressions over *all*
-  histories. Estimates are shared across cuts and every sample counts everywhere.
+  in proportion to (P̂(h) ŝ(h))^(2/3), ŝ the spread of the next token (`tree_draws`); each cut's matrix
+  is reduced to its best rank-r subspace (rows weighted by their precision, columns by their marginal), and
+  the operators are regressions over *all* histories. Estimates are shared across cuts and every sample
+  counts everywhere.
 - **spanner**: the paper's. Pools of histories (prefixes of sampled strings *and* every child h∘o of
   the spanner histories of the cut before: without them coefficients at most 2 are not to be had),
   sketches over futures, a 2-approximate spanner, and coefficients of each child fitted by KL.

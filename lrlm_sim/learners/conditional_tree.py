@@ -1,9 +1,14 @@
 """Conditional queries on a prefix tree that fits in memory: estimate, reduce, regress.
 
 The tree of next-token laws gives P̂ of every string, hence the matrix M_t[h, f] = P̂(h∘f) of every cut.
-With r = M_t 1 and c = 1ᵀ M_t, the matrix M_t / √(r cᵀ) has orthonormal leading vectors (√r, √c), so the
-state x(h) = M_t[h, :] V_t / r_h, V_t = (right singular vectors) / √c, carries the total mass as its first
-coordinate, and rare histories and futures weigh as little as they matter. The operators
+With r = M_t 1 and c = 1ᵀ M_t, the matrix M_t / √(r cᵀ) has orthonormal leading vectors (√r, √c), and rare
+histories and futures weigh as little in it as they matter. The other directions are those of the rows
+
+    √w_h (P̂(· | h) − c) / √c,    w_h = r_h over the variance that the draws leave in the row,
+
+so that a history known precisely shows a direction that the noise of others would hide. The state
+x(h) = P̂(· | h) V_t, V_t = (√c and the leading right singular vectors) / √c, carries the total mass as its
+first coordinate. The operators
 
     x(h) A_(t,o) = P̂(o | h) x(h∘o)
 
@@ -19,13 +24,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lrlm_sim.learners.prefix_laws import all_strings, estimate_laws
+from lrlm_sim.learners.tree_draws import relative_variances, sample_tree
 from lrlm_sim.spanners import barycentric_spanner
 from oracles.access import ConditionalProbabilityAccess, ConditionalSampleAccess
 from oracles.errors import BudgetError
 
-#: Samples of a prefix grow as its probability to this power (2/3 minimises Σ_h P(h)/√m_h at fixed Σ m_h;
-#: measured optimum .5–.67).
-_SHARE = 0.6
+#: Noise that every history is taken to have at least, as a part of the mean over histories.
+_LEAST_NOISE = 0.3
 #: Most linear functionals kept per cut for the projection.
 _SKETCH = 256
 
@@ -51,6 +56,14 @@ class _Cut:
     found: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Noise:
+    """Probabilities of all strings from two halves of the draws, and `relative_variances` of all prefixes."""
+
+    halves: tuple[Float[np.ndarray, "strings"], Float[np.ndarray, "strings"]]
+    variances: list[Float[np.ndarray, "n"]]
+
+
 def fit_tree(
     access: ConditionalProbabilityAccess | ConditionalSampleAccess,
     horizon: int,
@@ -61,14 +74,15 @@ def fit_tree(
 ) -> TreeFit:
     """Ask the whole tree and reduce every cut to its rank (at most `rank`)."""
     if isinstance(access, ConditionalProbabilityAccess):
-        levels, halves = _ask_tree(access, horizon), None
+        levels, noise = _ask_tree(access, horizon), None
     else:
-        first, second = _sample_tree(access, horizon, samples, floor)
-        levels = [estimate_laws(a + b, floor) for a, b in zip(first, second, strict=True)]
-        halves = _joint_of(first), _joint_of(second)
+        first, second = sample_tree(access, horizon, samples, floor)
+        counts = [a + b for a, b in zip(first, second, strict=True)]
+        levels = [estimate_laws(level, floor) for level in counts]
+        noise = _Noise((_joint_of(first), _joint_of(second)), relative_variances(levels, counts))
     joint = _joint(levels)
-    cuts = [_reduce(joint, access.vocab_size**t, rank, halves) for t in range(horizon)]
-    return _assemble(cuts, levels, access.vocab_size, bound, 1.0 if halves is None else 0.999)
+    cuts = [_reduce(joint, access.vocab_size**t, t, rank, noise) for t in range(horizon)]
+    return _assemble(cuts, levels, access.vocab_size, bound, 1.0 if noise is None else 0.999)
 
 
 def _ask_tree(access: ConditionalProbabilityAccess, horizon: int) -> list[Float[np.ndarray, "n A"]]:
@@ -81,39 +95,6 @@ def _ask_tree(access: ConditionalProbabilityAccess, horizon: int) -> list[Float[
         error.partial = {"levels": len(levels), "laws": levels}
         raise
     return levels
-
-
-def _sample_tree(
-    access: ConditionalSampleAccess, horizon: int, samples: int, floor: float
-) -> tuple[list[Int[np.ndarray, "n A"]], list[Int[np.ndarray, "n A"]]]:
-    """Two independent halves of next-token counts at every prefix, m_h ∝ P̂(h)^0.6, level by level.
-
-    Level t deserves a part in proportion to Σ_h P(h)^0.6. Of the levels below only the growth is guessed: as
-    fast per token as so far, between 1 (deterministic) and A^0.4 (uniform).
-    """
-    vocab_size = access.vocab_size
-    left = samples * sum(vocab_size**t for t in range(horizon))
-    growth = float(vocab_size) ** (1 - _SHARE)
-    reached = np.ones(1)
-    halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for t in range(horizon):
-        share = reached**_SHARE
-        if t:
-            growth = min(growth, max(1.0, float(share.sum()) ** (1 / t)))
-        parts = growth ** np.arange(horizon - t)
-        draws = np.floor(left / parts.sum() * share / share.sum()).astype(np.int64)
-        draws = np.maximum(draws, 2)
-        left = max(0, left - int(draws.sum()))
-        prefixes = all_strings(vocab_size, t)
-        try:
-            for half, count in zip(halves, (draws // 2, draws - draws // 2), strict=True):
-                half.append(access.next_counts(prefixes, count))
-        except BudgetError as error:
-            error.partial = {"levels": t, "counts": [a + b for a, b in zip(*halves, strict=False)]}
-            raise
-        laws = estimate_laws(halves[0][-1] + halves[1][-1], floor)
-        reached = (reached[:, None] * laws).ravel()
-    return halves
 
 
 def _joint_of(counts: list[np.ndarray]) -> Float[np.ndarray, "strings"]:
@@ -138,22 +119,35 @@ def _scaled(joint: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return matrix * left[:, None] * right, r, right
 
 
-def _reduce(
-    joint: np.ndarray, rows: int, rank: int | None, halves: tuple[np.ndarray, np.ndarray] | None
-) -> _Cut:
+def _reduce(joint: np.ndarray, rows: int, cut: int, rank: int | None, noise: _Noise | None) -> _Cut:
     """Best rank-r subspace of one cut, states of its histories, and marginals of its futures."""
-    scaled, r, right = _scaled(joint, rows)
-    _, sigma, v = np.linalg.svd(scaled, full_matrices=False)
-    found = int((sigma > 1e-11 * sigma[0]).sum()) if halves is None else _significant(*halves, rows)
-    width = max(1, min(rank or found, int((sigma > 1e-11 * sigma[0]).sum())))
     matrix = joint.reshape(rows, -1)
+    r, c = matrix.sum(axis=1), matrix.sum(axis=0)
     conditional = np.divide(matrix, r[:, None], out=np.zeros_like(matrix), where=r[:, None] > 0)
-    states = conditional @ (v[:width] * right).T
+    right = np.divide(1, np.sqrt(c), out=np.zeros_like(c), where=c > 0)
+    weights = r if noise is None else _precisions(conditional * right, r, cut, noise)
+    centred = np.where(r[:, None] > 0, conditional - c, 0.0) * right
+    _, sigma, v = np.linalg.svd(np.sqrt(weights)[:, None] * centred, full_matrices=False)
+    real = 1 + int((sigma > 1e-11).sum())
+    found = real if noise is None else _significant(*noise.halves, rows)
+    width = max(1, min(rank or found, real))
+    directions = np.concatenate([np.sqrt(c)[None], v[: width - 1]])
+    states = conditional @ (directions * right).T
     # v_k √c are the functionals' loadings: P(f | h) ≈ Σ_k x_k(h) v_k[f] √c_f, summed over blocks of futures.
-    loadings = v[:width] * np.sqrt(matrix.sum(axis=0))
+    loadings = directions * np.sqrt(c)
     blocks = max(1, loadings.shape[1] // _SKETCH)
     folded = np.add.reduceat(loadings, np.arange(0, loadings.shape[1], blocks), axis=1)
     return _Cut(states, r, folded, found)
+
+
+def _precisions(
+    scaled: Float[np.ndarray, "n m"], r: Float[np.ndarray, "n"], cut: int, noise: _Noise
+) -> Float[np.ndarray, "n"]:
+    """r_h over the variance of √r_h P̂(· | h) / √c in units of its mean; no history is free of noise."""
+    relative = noise.variances[-1].reshape(len(r), -1) - noise.variances[cut][:, None]
+    variance = r * (scaled**2 * relative).sum(axis=1)
+    mean = max(float(variance.mean()), 1e-300)
+    return r / (variance / mean + _LEAST_NOISE)
 
 
 def _significant(first: np.ndarray, second: np.ndarray, rows: int) -> int:
