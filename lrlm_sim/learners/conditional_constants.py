@@ -1,8 +1,8 @@
 """Sufficient sample sizes for the conditional-query learner, derived in docs/derivations.md.
 
 The constants are explicit. `conditional_constants`, what the theory preset runs, is proved for the sampler
-*without* projection, whose error bound grows with the horizon like (S·C)^T. `projected_constants` is proved
-for the KL-projected sampler on enumerated futures: no power of S, but of A. To compare with, not advice.
+*without* projection, whose error bound grows with the horizon like (S·C)^T; for a bound polynomial in the
+horizon see `projected_constants`.
 """
 
 from __future__ import annotations
@@ -102,80 +102,11 @@ def _sizes(rank: int, vocab_size: int, horizon: int, epsilon: float, delta: floa
     if not math.isfinite(factor):
         raise OverflowError
     zeta = (epsilon if gamma == 0 else epsilon / 2) / factor
-    samples = _law_samples(vocab_size, horizon, zeta, delta / 2)
+    samples = law_samples(vocab_size, horizon, zeta, delta / 2)
     prefixes = _prefixes(vocab_size, candidates, sampled, futures)
     return ConditionalConstants(
         zeta, gamma, samples, futures, _ENUMERATED, pool, _BOUND, prefixes, samples * prefixes
     )
-
-
-@dataclass(frozen=True)
-class ProjectedConstants:
-    """Sizes for which the KL-projected sampler with a uniform row has TV ≤ epsilon (docs/derivations.md).
-
-    Attributes:
-        theta: floor of every coordinate, in units of the uniform law's.
-        zeta: ℓ1 accuracy of P̂(· | h) at all histories at once.
-        divergence: what is then proved of KL(P̂ ‖ sampler).
-        samples: next-token samples of every prefix.
-    """
-
-    theta: float
-    zeta: float
-    divergence: float
-    samples: int
-
-
-def projected_constants(
-    rank: int, vocab_size: int, horizon: int, epsilon: float, delta: float
-) -> ProjectedConstants:
-    """The θ, among powers of 2^(1/4), that needs the fewest samples; all A^T futures are enumerated.
-
-    Solves ζ/2 + √(D/2) = ε for ζ, D = `projected_divergence`. ParameterError on epsilon or delta outside
-    (0, 1); TooLargeError beyond the range of floats.
-    """
-    rank, vocab_size = as_integer("rank", rank, 1), as_integer("vocab_size", vocab_size, 1)
-    horizon = as_integer("horizon", horizon, 1)
-    epsilon, delta = as_number("epsilon", epsilon, 0, 1), as_number("delta", delta, 0, 1)
-    if not (0 < epsilon < 1 and 0 < delta < 1):
-        raise ParameterError(f"epsilon and delta must lie in (0, 1), got {epsilon} and {delta}")
-    best = (0.0, 0.0)
-    try:
-        for step in range(4, 400):
-            theta = 2 ** (-step / 4)
-            fixed = projected_divergence(rank, vocab_size, horizon, theta, 0.0)
-            slope = projected_divergence(rank, vocab_size, horizon, theta, 1.0) - fixed
-            # √((fixed + slope ζ)/2) ≤ ε − ζ/2 is a quadratic inequality in ζ
-            linear, room = 2 * epsilon + slope, 2 * epsilon**2 - fixed
-            if room > 0 and slope == 0:  # all histories of every cut are chosen
-                best = max(best, (2 * (epsilon - math.sqrt(fixed / 2)), theta))
-            elif room > 0:
-                zeta = 2 * room / (linear + math.sqrt(linear**2 - 2 * room))
-                best = max(best, (min(zeta, 2 * epsilon), theta))
-        zeta, theta = best
-        samples = _law_samples(vocab_size, horizon, zeta, delta)
-    except (OverflowError, ZeroDivisionError):
-        raise TooLargeError(
-            f"the sizes for horizon {horizon} are beyond the range of floats: use a shorter one"
-        ) from None
-    return ProjectedConstants(
-        theta, zeta, projected_divergence(rank, vocab_size, horizon, theta, zeta), samples
-    )
-
-
-def projected_divergence(rank: int, vocab_size: int, horizon: int, theta: float, zeta: float) -> float:
-    """D = 2θ + Σ_(1≤t<T) [(M/θ + 1) g + θ + (2θ + 6Mρ) log(AM/θ)], a bound on KL(P̂ ‖ sampler).
-
-    M = A^(T−t) futures, ρ = (1 + CS) ζ √(A^t) (0 where A^t ≤ S), g = 2AC(S + 1)ρ√M/θ. It is linear in ζ.
-    """
-    total = 2 * theta
-    for t in range(1, horizon):
-        futures, histories = float(vocab_size) ** (horizon - t), float(vocab_size) ** t
-        residual = 0.0 if histories <= rank else (1 + _BOUND * rank) * zeta * math.sqrt(histories)
-        moved = 2 * vocab_size * _BOUND * (rank + 1) * residual * math.sqrt(futures) / theta
-        logarithm = math.log(vocab_size * futures / theta)
-        total += (futures / theta + 1) * moved + theta + (2 * theta + 6 * futures * residual) * logarithm
-    return total
 
 
 def _amplification(
@@ -209,14 +140,15 @@ def _amplification(
     return total_zeta, total_gamma
 
 
-def _law_samples(vocab_size: int, horizon: int, zeta: float, delta: float) -> int:
+def law_samples(vocab_size: int, horizon: int, zeta: float, delta: float) -> int:
     """An m with T√((A−1)/m) + T/m + √(2T log(N/δ)/m) ≤ ζ, N = Σ_(t<T) A^t histories.
 
     It is the least square number, less than (1 + √m₀)² for the least m₀.
     """
     if vocab_size == 1:
         return 2
-    log_histories = math.log(sum(vocab_size**t for t in range(horizon)))
+    smallest = math.log1p(-(float(vocab_size) ** -horizon))
+    log_histories = horizon * math.log(vocab_size) + smallest - math.log(vocab_size - 1)
     slope = horizon * math.sqrt(vocab_size - 1) + math.sqrt(2 * horizon * (log_histories - math.log(delta)))
     # With s = 1/√m: T s² + slope·s = ζ, written without cancellation.
     root = 2 * zeta / (slope + math.sqrt(slope**2 + 4 * horizon * zeta))

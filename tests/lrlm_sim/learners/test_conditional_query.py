@@ -10,7 +10,7 @@ from lrlm_sim.confidence import binomial_test_failures
 from lrlm_sim.fidelity import fidelity
 from lrlm_sim.learners import ConditionalQueryLearner, ExactConditionalLearner
 from lrlm_sim.learners import conditional_spanner as module
-from lrlm_sim.learners.conditional_constants import conditional_constants, projected_constants
+from lrlm_sim.learners.conditional_constants import conditional_constants
 from lrlm_sim.learners.prefix_laws import PrefixLaws
 from oracles import (
     Budget,
@@ -305,7 +305,6 @@ def test_where_every_history_is_chosen_the_error_is_that_of_the_estimates():
         assert sizes.zeta == 0.5
         assert horizon / sizes.samples <= sizes.zeta
         assert sizes.samples < conditional_constants(rank - 1, 2, horizon, 0.5, 0.1).samples / 10
-        assert sizes.samples <= 5 * projected_constants(rank, 2, horizon, 0.5, 0.1).samples
 
 
 def test_one_token_costs_what_the_constants_say():
