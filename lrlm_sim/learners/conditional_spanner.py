@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from lrlm_sim.learners.prefix_laws import PrefixLaws, all_strings, join
 from lrlm_sim.projections import kl_project
@@ -77,7 +77,9 @@ def fit_spanner(
     try:
         strings = access.sample(settings.pool, length=horizon)
         chosen = np.empty((1, 0), dtype=np.int64)
-        fit.laws.append(route.oracle.laws(chosen))
+        # the first law is a factor of everything, and one prefix of many: what it misses stays unknown
+        first = settings.samples if settings.theory else settings.samples * horizon
+        fit.laws.append(route.oracle.laws(chosen, first))
         for cut in range(1, horizon):
             before = access.ledger.generated_tokens
             chosen = route.cut(fit, strings[:, :cut], chosen, access.vocab_size)
@@ -112,7 +114,8 @@ class _Route:
         """Choose the spanner of one cut and express the children of the last one over it."""
         children = join(last, np.arange(vocab_size)[:, None])
         weights = fit.laws[-1].reshape(-1)
-        seen = self._seen(weights)
+        # the law after an impossible child means nothing and must not be spanned
+        seen = self.oracle.possible(last).ravel()
         pool = _pool(prefixes, children[seen])
         futures, proposal = self._futures(pool, vocab_size, self.settings.pool_samples)
         values = self.oracle.future_estimates(pool, futures, self.settings.pool_samples) / proposal
@@ -136,14 +139,6 @@ class _Route:
         fit.coefficients.append(float(np.abs(choice.coefficients).max(initial=1.0)))
         fit.residuals.append(residual)
         return chosen
-
-    def _seen(self, weights: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-        """Children that can follow; the law after an impossible one means nothing and must not be spanned.
-
-        Of estimates: children drawn at least once.
-        """
-        never = 0.0 if self.oracle.exact else 0.75 / self.settings.samples
-        return weights > never
 
     def _futures(
         self, histories: Int[np.ndarray, "n t"], vocab_size: int, draws: int

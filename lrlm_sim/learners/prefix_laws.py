@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from oracles.access import ConditionalProbabilityAccess, ConditionalSampleAccess
@@ -53,6 +53,12 @@ class PrefixLaws:
     ) -> Float[np.ndarray, "n vocab"]:
         """P̂(· | prefix) of each row from at least `draws` draws (default: those of the constructor)."""
         return self._stack(prefixes, draws)[0]
+
+    def possible(self, prefixes: Int[np.ndarray, "n length"]) -> Bool[np.ndarray, "n vocab"]:
+        """Whether each token can follow: of positive probability, or drawn at least once so far."""
+        rows = self._rows(np.asarray(prefixes))
+        table = self._table[rows]
+        return (table if self.exact else table.sum(axis=1)) > 0
 
     def future_probabilities(
         self,

@@ -6,7 +6,13 @@ import pytest
 from lrlm_sim import distances
 from lrlm_sim.learners import ConditionalQueryLearner
 from lrlm_sim.learners.prefix_laws import PrefixLaws
-from oracles import ConditionalSampleAccess, HiddenMarkovModel, NoisyParity, Tabular
+from oracles import (
+    ConditionalProbabilityAccess,
+    ConditionalSampleAccess,
+    HiddenMarkovModel,
+    NoisyParity,
+    Tabular,
+)
 
 
 def errors(teacher, rank: int, tokens: int, seed: int) -> tuple[float, float]:
@@ -57,3 +63,34 @@ def test_draws_follow_the_probability_of_the_prefix():
     assert access.ledger.calls == spent
     laws.laws(np.array([[0, 1, 1, 1]]), 60)
     assert access.ledger.calls > spent
+
+
+def rare_branch(seed: int) -> HiddenMarkovModel:
+    """Token 1 first with probability 1/500, then two hidden states; otherwise fair coins; T = 6."""
+    inner = HiddenMarkovModel.random(2, 2, 6, seed, concentration=0.5)
+    transition, emission = np.zeros((3, 3)), np.full((6, 3, 2), 0.5)
+    transition[0, 0], transition[1:, 1:] = 1, inner.transition
+    emission[1:, 1:], emission[0] = inner.emission, [[1, 0], [0, 1], [0, 1]]
+    return HiddenMarkovModel(np.array([0.998, *(0.002 * inner.initial)]), transition, emission, 6)
+
+
+def test_what_follows_a_rare_first_token_is_learned():
+    """200 draws miss it in two runs of three; the first law has T times as many, and once is enough."""
+    for seed in range(6):
+        teacher = rare_branch(seed)
+        learner = ConditionalQueryLearner(rank=3, samples=200, route="spanner", pool=8, futures=16)
+        result = learner.fit(ConditionalSampleAccess(teacher, seed=seed), rng=seed)
+        inside = distances.total_variation(teacher.condition([1]), result.model.condition([1]))
+        assert inside < 0.15
+        assert result.stats["ranks"][1] == 2
+
+
+def test_possible_tokens_are_those_drawn():
+    teacher = HiddenMarkovModel(np.ones(1), np.ones((1, 1)), np.array([[0.5, 0.5, 0.0]]), 3)
+    history = np.array([[0], [2]])
+    exact = PrefixLaws(ConditionalProbabilityAccess(teacher), 1, 0.0)
+    np.testing.assert_array_equal(exact.possible(history), [[True, True, False]] * 2)
+    drawn = PrefixLaws(ConditionalSampleAccess(teacher, seed=0), 50, 1e-3)
+    np.testing.assert_array_equal(drawn.possible(history), np.zeros((2, 3)))
+    drawn.laws(history)
+    np.testing.assert_array_equal(drawn.possible(history), [[True, True, False]] * 2)
