@@ -33,7 +33,7 @@ class ProjectedConstants:
         sketch_futures: futures per sketch, M.
         projection_futures: futures per cut for the projections, m′.
         samples: next-token samples m of every prefix asked.
-        total_samples: samples × a bound on the number of prefixes asked.
+        total_samples: samples × a bound on the number of prefixes asked; the pools' strings come on top.
     """
 
     theta: float
@@ -110,6 +110,8 @@ def _sizes(
     theta = half / (1 + 2 * logarithm)
     per_rho = _gain(rank, theta) * (4 + 3 * _SUMMED * rank) + 2 + 6 * logarithm  # τ = ρ ≥ 1/m
     rho = min(half / per_rho, epsilon / (8 * horizon * vocab_size))
+    if not rho > 0:
+        raise OverflowError
     pool = _pool(rank, vocab_size, eta, delta / (8 * horizon))
     candidates = pool + rank * vocab_size
     gamma = rho / 2 / _BOUND

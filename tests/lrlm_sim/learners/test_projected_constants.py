@@ -152,5 +152,8 @@ def test_wrong_arguments():
         projected_constants(2, 2, 3, 0.0, 0.1)
     with pytest.raises(ParameterError, match="horizon"):
         projected_constants(2, 2, 1, 0.5, 0.1)
+    for epsilon in (1e-40, 1e-80, 1e-170):
+        with pytest.raises(TooLargeError, match="beyond the range of floats"):
+            projected_constants(2, 2, 3, epsilon, 0.1)
     with pytest.raises(TooLargeError, match="beyond the range of floats"):
         projected_constants(10**18, 2, 100, 1e-6, 0.1)
