@@ -59,7 +59,7 @@ class Setting:
     angle_ranks: tuple[int, ...]
 
 
-FULL = Setting(100, 16, (8, 24), 600_000, 20, (1, 5, 10, 20, 40))
+FULL = Setting(250, 16, (8, 24), 600_000, 20, (1, 5, 10, 20, 40, 80))
 QUICK = Setting(48, 6, (4,), 60_000, 5, (1, 5, 10))
 
 
@@ -262,7 +262,7 @@ def draw(cases: Sequence[tuple], angles: Sequence[tuple]) -> Any:
     expected = sorted({(row[1], row[3]) for row in angles})
     right.plot(*zip(*expected, strict=True), "k-", linewidth=0.7, label="random spaces")
     right.set(xlabel="rank r", ylabel="mean cos² of principal angles", title="history spaces", ylim=(0, 1.02))
-    right.legend(fontsize="xx-small")
+    right.legend(fontsize="xx-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=3)
     return figure
 
 

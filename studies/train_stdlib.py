@@ -80,15 +80,8 @@ class Config:
     kept: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 
-#: What the two small models share: they see the same batches in the same order.
-_SMALL: dict[str, Any] = {
-    "hidden_size": 64,
-    "layers": 4,
-    "learning_rate": 5e-3,
-    "warmup": 100,
-    "steps": 810,
-    "kept": (2,),
-}
+#: What the two small models share. They see the batches of the bundled one, in its order.
+_SMALL: dict[str, Any] = {"hidden_size": 64, "learning_rate": 5e-3, "kept": (1, 2, 4)}
 _NARROW = Config("stdlib_llama_narrow", heads=2, intermediate_size=176, **_SMALL)
 _MAMBA = Config("stdlib_mamba", "mamba", state_size=8, **_SMALL)
 #: The committed models.

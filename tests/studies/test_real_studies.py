@@ -107,8 +107,8 @@ def test_committed_models_predict_files_they_were_not_trained_on(name):
     """As well as the training reported, and better than the bigram model it was compared with."""
     models, found = importlib.import_module("studies.models"), subject(name)
     report = json.loads((CHECKPOINTS / name / "training.json").read_text(encoding="utf-8"))
-    windows = text_windows(found.model, 128, models.heldout_text())[:48]
-    loss = -found.model.score(windows).mean() / 128
+    windows = text_windows(found.model, 256, models.heldout_text())[:48]  # as long as in training
+    loss = -found.model.score(windows).mean() / 256
     reported = report["checkpoints"][-1]["heldout"]["nats_per_token"]
     assert abs(loss - reported) < 0.5
     assert reported < report.get("heldout_count_models", {}).get("bigram", np.log(found.model.vocab_size))
