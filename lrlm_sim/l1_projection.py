@@ -42,8 +42,9 @@ from lrlm_sim.projection_polytope import (
 #: A row is certified if its gap is at most this fraction of its scale; HiGHS's tolerances allow no less.
 CERTIFIED_L1_GAP = 1e-8
 #: (zoom, warm): variables and costs are multiplied by the zoom, which makes those tolerances as much smaller;
-#: the solve starts from the reference basis, or cold and with presolve.
-_ATTEMPTS = ((8.0, True), (64.0, True), (1.0, False))
+#: the solve starts from the reference basis, or cold and with presolve. The largest are for boxes near 1/s,
+#: where the set is no wider than the tolerances.
+_ATTEMPTS = ((8.0, True), (64.0, True), (1.0, False), (65536.0, True), (65536.0, False))
 
 
 def l1_project(R: ArrayLike, v: ArrayLike, box: float, floor: float) -> Projection:

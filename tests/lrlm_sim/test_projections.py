@@ -416,3 +416,10 @@ def test_the_center_is_a_solution_with_its_gradient_as_tilt():
     np.testing.assert_allclose(found.tilt, np.log(y)[:, None] - np.log(v.T), rtol=1e-12)
     assert not found.multipliers.any()
     assert found.iterations.tolist() == [0] * len(v)
+
+
+def test_l1_projection_into_a_box_hardly_wider_than_a_point():
+    """Σα = 1 leaves each α a part 10⁻⁶ of its size: HiGHS sees that at a large zoom only."""
+    p = random_problems("tight_box", np.random.default_rng([FAMILIES.index("tight_box"), 1]), 100)
+    assert p.box * len(p.R) == pytest.approx(1 + 1e-6)
+    assert l1_project(p.R, p.v, p.box, p.floor).certified.all()
