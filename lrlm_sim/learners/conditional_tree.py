@@ -110,13 +110,15 @@ def _joint(levels: list[np.ndarray]) -> Float[np.ndarray, "strings"]:
     return joint
 
 
-def _scaled(joint: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """M / √(r cᵀ) with its marginals; impossible rows and columns stay zero."""
+def _scaled(joint: Float[np.ndarray, "strings"], rows: int) -> Float[np.ndarray, "rows columns"]:
+    """M / √(r cᵀ); impossible rows and columns stay zero."""
     matrix = joint.reshape(rows, -1)
-    r, c = matrix.sum(axis=1), matrix.sum(axis=0)
-    left = np.divide(1, np.sqrt(r), out=np.zeros_like(r), where=r > 0)
-    right = np.divide(1, np.sqrt(c), out=np.zeros_like(c), where=c > 0)
-    return matrix * left[:, None] * right, r, right
+    return matrix * _inverse_root(matrix.sum(axis=1))[:, None] * _inverse_root(matrix.sum(axis=0))
+
+
+def _inverse_root(mass: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """1/√mass, 0 where there is none."""
+    return np.divide(1, np.sqrt(mass), out=np.zeros_like(mass), where=mass > 0)
 
 
 def _reduce(joint: np.ndarray, rows: int, cut: int, rank: int | None, noise: _Noise | None) -> _Cut:
@@ -124,7 +126,7 @@ def _reduce(joint: np.ndarray, rows: int, cut: int, rank: int | None, noise: _No
     matrix = joint.reshape(rows, -1)
     r, c = matrix.sum(axis=1), matrix.sum(axis=0)
     conditional = np.divide(matrix, r[:, None], out=np.zeros_like(matrix), where=r[:, None] > 0)
-    right = np.divide(1, np.sqrt(c), out=np.zeros_like(c), where=c > 0)
+    right = _inverse_root(c)
     weights = r if noise is None else _precisions(conditional * right, r, cut, noise)
     centred = np.where(r[:, None] > 0, conditional - c, 0.0) * right
     _, sigma, v = np.linalg.svd(np.sqrt(weights)[:, None] * centred, full_matrices=False)
@@ -157,10 +159,10 @@ def _significant(first: np.ndarray, second: np.ndarray, rows: int) -> int:
     mean σ_k for a direction of the teacher and mean about 0 for one of noise. The spread of the
     latter is read off the trailing half of the pairs; six spreads count as signal.
     """
-    u, sigma, v = np.linalg.svd(_scaled(first, rows)[0], full_matrices=False)
+    u, sigma, v = np.linalg.svd(_scaled(first, rows), full_matrices=False)
     if len(sigma) < 8:
         return len(sigma) if len(sigma) == 1 else 1
-    agreed = np.einsum("ik,ij,kj->k", u, _scaled(second, rows)[0], v, optimize=True)
+    agreed = np.einsum("ik,ij,kj->k", u, _scaled(second, rows), v, optimize=True)
     spread = np.sqrt(np.mean(np.square(agreed[len(agreed) // 2 :])))
     below = np.flatnonzero(agreed <= max(6 * spread, 1e-9))
     return int(below[0]) if len(below) else len(agreed)
