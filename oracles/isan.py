@@ -146,10 +146,10 @@ class ISAN(RecurrentOracle):
         return np.ascontiguousarray(np.swapaxes(self.transitions, -1, -2))
 
 
-def log_softmax(logits: Float[np.ndarray, "batch A"]) -> Float[np.ndarray, "batch A"]:
+def log_softmax(logits: Float[np.ndarray, "*batch A"]) -> Float[np.ndarray, "*batch A"]:
     """Each row minus its log-sum-exp; −∞ entries stay −∞."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return shifted
 
 

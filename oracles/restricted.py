@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
-from scipy.special import log_softmax
 
 from oracles.base import Oracle, State
 from oracles.checks import as_chunk, as_integer, as_rows, as_strings, as_tokens, check_length
 from oracles.errors import HorizonError, ParameterError
+from oracles.isan import log_softmax
 from oracles.storage import storable
 
 
@@ -111,7 +111,7 @@ class Restricted(Oracle):
     def _renormalised(self, laws: Float[np.ndarray, "*cells inner"]) -> Float[np.ndarray, "*cells vocab"]:
         found = laws[..., self.kept]
         found[np.isneginf(found).all(axis=-1)] = 0.0
-        return log_softmax(found, axis=-1)
+        return log_softmax(found)
 
 
 def restricted(oracle: Oracle, kept: ArrayLike, horizon: int | None = None) -> Restricted:
