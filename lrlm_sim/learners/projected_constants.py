@@ -1,4 +1,4 @@
-"""Sizes for the KL-projected sampler of conditional queries, polynomial in the horizon (docs/derivations.md).
+"""Sizes for the KL-projected sampler of arXiv:2411.07536, polynomial in the horizon (docs/derivations.md).
 
 They prove what can be proved, and are no advice: `conditional_constants`, without projection, are smaller on
 every horizon that can be run.

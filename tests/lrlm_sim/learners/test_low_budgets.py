@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lrlm_sim import distances
-from lrlm_sim.learners import ConditionalQueryLearner
+from lrlm_sim.learners import ConditionalQueryLearner, conditional_tree
 from lrlm_sim.learners.prefix_laws import PrefixLaws
 from oracles import (
     ConditionalProbabilityAccess,
@@ -94,3 +94,17 @@ def test_possible_tokens_are_those_drawn():
     np.testing.assert_array_equal(drawn.possible(history), np.zeros((2, 3)))
     drawn.laws(history)
     np.testing.assert_array_equal(drawn.possible(history), [[True, True, False]] * 2)
+
+
+def test_directions_seen_in_well_known_histories_do_not_drown_in_the_noise_of_rare_ones(monkeypatch):
+    """A nearly deterministic teacher whose third direction is below the noise of the matrix; 10⁶ tokens."""
+
+    def mean_error() -> float:
+        teacher = HiddenMarkovModel.random(3, 3, 6, rng=19, concentration=0.1)
+        learner = ConditionalQueryLearner(rank=3, samples=2747)
+        fits = [learner.fit(ConditionalSampleAccess(teacher, seed=seed), rng=0) for seed in range(3)]
+        return float(np.mean([distances.total_variation(teacher, fit.model) for fit in fits]))
+
+    assert mean_error() < 0.007
+    monkeypatch.setattr(conditional_tree, "_precisions", lambda scaled, r, cut, noise: r)
+    assert mean_error() > 0.009
